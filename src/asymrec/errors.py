@@ -1,0 +1,29 @@
+"""What went wrong, in one line a user can act on. The command line prints the line and exits with code 2."""
+
+
+class AsymrecError(Exception):
+    """Base of every error that the user's input, files or settings can cause."""
+
+
+class DataError(AsymrecError):
+    """A table that cannot be used; the message names the file, the column and the first bad row."""
+
+
+class VectorError(AsymrecError):
+    """Item vectors that cannot be used: wrong width, not finite, no encoder."""
+
+
+class ConfigError(AsymrecError):
+    """A setting that does not exist or has an impossible value."""
+
+
+class QuantizerError(AsymrecError):
+    """A quantizer that cannot be fitted, or whose fit lost the information it was to keep."""
+
+
+class RunError(AsymrecError):
+    """A run folder that cannot be read or written: damaged, of another version, in the way."""
+
+
+class UnknownIdError(AsymrecError):
+    """A user or item id that the data set does not hold."""
