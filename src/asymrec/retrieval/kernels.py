@@ -1,0 +1,164 @@
+"""Compiled loops of exact retrieval. Imported on first use only: numba takes a third of a second.
+
+The k best of a query are kept in a binary heap whose root is the worst of them: lowest score, and among equal scores the
+largest row. Candidates must come in ascending order of rows; then a candidate that only ties the root always loses, so
+`score > root` is the whole test and the smaller row wins every tie.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+BLOCK = 32  # queries scored together: two AVX-512 vectors, and a [48 * 256, 32] table still fits a 2 MB cache
+
+
+def _compiled(function):
+    """njit that releases the interpreter lock; without a disk cache where no folder can be written."""
+    try:
+        return numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:
+        return numba.njit(nogil=True)(function)
+
+
+@_compiled
+def _worse(score, row, other_score, other_row):
+    return score < other_score or (score == other_score and row > other_row)
+
+
+@_compiled
+def _replace_root(scores, rows, size, score, row):
+    at = 0
+    while True:
+        child = 2 * at + 1
+        if child >= size:
+            break
+        if child + 1 < size and _worse(scores[child + 1], rows[child + 1], scores[child], rows[child]):
+            child += 1
+        if not _worse(scores[child], rows[child], score, row):
+            break
+        scores[at] = scores[child]
+        rows[at] = rows[child]
+        at = child
+    scores[at] = score
+    rows[at] = row
+
+
+@_compiled
+def _holds(items, low, high, row):
+    """Is `row` in the ascending items[low:high]?"""
+    end = high
+    while low < high:
+        middle = (low + high) // 2
+        if items[middle] < row:
+            low = middle + 1
+        else:
+            high = middle
+    return low < end and items[low] == row
+
+
+@_compiled
+def keep(scores, rows, best_scores, best_rows, offsets, excluded):
+    """Offers candidates to the heaps of all queries: scores [n, b] (a candidate a line), rows [n] ascending, heaps [b, k].
+
+    `excluded[offsets[u] : offsets[u + 1]]`, ascending, are the rows that query u must not get; offsets [0] means no such list.
+    Returns False when a score is NaN.
+    """
+    n, b = scores.shape
+    k = best_scores.shape[1]
+    filtered = offsets.shape[0] > 1
+    for start in range(0, b, BLOCK):
+        stop = min(b, start + BLOCK)
+        bar = best_scores[start:stop, 0].copy()
+        block = scores[:, start:stop]
+        for i in range(n):
+            better = False
+            for u in range(stop - start):
+                better |= not (block[i, u] <= bar[u])  # true for NaN as well
+            if better:
+                for u in range(stop - start):
+                    score = block[i, u]
+                    if score > bar[u]:
+                        query = start + u
+                        if not (filtered and _holds(excluded, offsets[query], offsets[query + 1], rows[i])):
+                            _replace_root(best_scores[query], best_rows[query], k, score, rows[i])
+                            bar[u] = best_scores[query, 0]
+                    elif score != score:
+                        return False
+    return True
+
+
+@_compiled
+def keep_lines(scores, best_scores, best_rows):
+    """The same for scores [b, n] that lie a query a line, without a filter."""
+    b, n = scores.shape
+    k = best_scores.shape[1]
+    for query in range(b):
+        line = scores[query]
+        bar = best_scores[query, 0]
+        for start in range(0, n, BLOCK):
+            stop = min(n, start + BLOCK)
+            better = False
+            for i in range(start, stop):
+                better |= not (line[i] <= bar)
+            if better:
+                for i in range(start, stop):
+                    score = line[i]
+                    if score > bar:
+                        _replace_root(best_scores[query], best_rows[query], k, score, i)
+                        bar = best_scores[query, 0]
+                    elif score != score:
+                        return False
+    return True
+
+
+@_compiled
+def order(best_scores, best_rows):
+    """Turns heaps [b, k] into lists from best to worst, in place: the root goes last, again and again."""
+    b, k = best_scores.shape
+    for query in range(b):
+        for size in range(k - 1, 0, -1):
+            score = best_scores[query, size]
+            row = best_rows[query, size]
+            best_scores[query, size] = best_scores[query, 0]
+            best_rows[query, size] = best_rows[query, 0]
+            _replace_root(best_scores[query], best_rows[query], size, score, row)
+
+
+@_compiled
+def transpose(tables, divisor, out):
+    """out[j, u] = tables[u, j] / divisor; tables [b, m], out [m, at least b]. Sixteen columns at a time: whole cache lines both ways."""
+    b, m = tables.shape
+    for start in range(0, m, 16):
+        stop = min(m, start + 16)
+        for u in range(b):
+            for j in range(start, stop):
+                out[j, u] = tables[u, j] / divisor
+
+
+@_compiled
+def lookup(tables, codes, out):
+    """out[i, u] = sum over heads of tables[u, h, codes[i, h]], heads in order; tables [b, H, K], codes [n, H], out [n, b].
+
+    Four items at a time, so that four chains of additions are under way. For a few queries; for many `embedding_bag` is faster.
+    """
+    n, heads = codes.shape
+    whole = n - n % 4
+    for u in range(tables.shape[0]):
+        table = tables[u]
+        for i in range(0, whole, 4):
+            a = b = c = d = np.float32(0)
+            for h in range(heads):
+                a += table[h, codes[i, h]]
+                b += table[h, codes[i + 1, h]]
+                c += table[h, codes[i + 2, h]]
+                d += table[h, codes[i + 3, h]]
+            out[i, u] = a
+            out[i + 1, u] = b
+            out[i + 2, u] = c
+            out[i + 3, u] = d
+        for i in range(whole, n):
+            a = np.float32(0)
+            for h in range(heads):
+                a += table[h, codes[i, h]]
+            out[i, u] = a
