@@ -1,0 +1,123 @@
+"""Identical ids: finding them, and giving each item its own.
+
+An item's id is its row of codes. Items with an identical id cannot be told apart by a model that generates ids. They keep the order
+of rows: the first keeps its codes, each later one gets the first alternative that no item has, the least loss first. The result
+depends on the codes and vectors alone.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from asymrec.errors import QuantizerError
+
+LEADERS = 32  # different vectors of one id that each get an enumeration of their own
+
+
+def identical(codes: np.ndarray) -> list[np.ndarray]:
+    """Groups of rows with an identical id, each ascending, by their first row; ids that one row has are left out."""
+    hashes = _hashes(codes)
+    order = np.argsort(hashes, kind="stable")
+    ranked = hashes[order]
+    same = ranked[1:] == ranked[:-1]
+    starts = np.flatnonzero(np.diff(np.concatenate(([False], same, [False])).astype(np.int8)) == 1)
+    ends = np.flatnonzero(np.diff(np.concatenate(([False], same, [False])).astype(np.int8)) == -1) + 1
+    groups = []
+    for start, end in zip(starts, ends):
+        rows = order[start:end]
+        ids: dict[bytes, list[int]] = {}  # an equal hash is not yet an equal id
+        for row in rows:
+            ids.setdefault(codes[row].tobytes(), []).append(row)
+        groups += [np.array(members) for members in ids.values() if len(members) > 1]
+    return sorted(groups, key=lambda rows: rows[0])
+
+
+def make_distinct(
+    codes: np.ndarray, vectors: np.ndarray, alternatives: Callable[[np.ndarray, np.ndarray], Iterator[Sequence[int]]]
+) -> np.ndarray:
+    """A copy of the codes [n, h] in which no two rows are alike; `alternatives(vector, codes)` yields further ids, best first.
+
+    Seconds at 1 M items: one sort of 64-bit hashes, then a loop over the items to be changed only.
+    Raises QuantizerError: there are not enough ids.
+    """
+    groups = identical(codes)
+    codes = codes.copy()
+    if not groups:
+        return codes
+    taken, fresh = np.sort(_hashes(codes)), set()
+    enumeration: dict[int, Iterator[Sequence[int]]] = {}  # leader row -> its alternatives, shared by items of the same vector
+    leader_of = dict(pair for rows in groups for pair in _leaders(rows, vectors))
+    for row in sorted(leader_of):
+        leader = leader_of[row]
+        if leader not in enumeration:
+            enumeration[leader] = alternatives(vectors[leader], codes[row])
+        for candidate in enumeration[leader]:
+            hashed = _hashes(np.asarray(candidate)[None])[0]
+            place = np.searchsorted(taken, hashed)
+            if hashed not in fresh and (place == len(taken) or taken[place] != hashed):
+                codes[row] = candidate
+                fresh.add(hashed)
+                break
+        else:
+            raise QuantizerError(f"{len(codes)} items cannot have distinct ids: use more facets, levels or codewords, or distinct=false")
+    return codes
+
+
+def combinations(parts: Sequence[Iterator[tuple[float, tuple[int, ...]]]]) -> Iterator[tuple[int, ...]]:
+    """One choice from each part, joined, in the order of rising total cost when each part's own costs rise. Each comes once."""
+    parts = [_Lazy(part) for part in parts]
+    first = (0,) * len(parts)
+    heap = [(0.0, first, 0)]  # a state is reached only by raising its last raised place, so from one parent
+    while heap:
+        cost, state, last = heapq.heappop(heap)
+        yield tuple(code for part, rank in zip(parts, state) for code in part[rank][1])
+        for place in range(last, len(parts)):
+            here, after = parts[place][state[place]], parts[place][state[place] + 1]
+            if after is not None:
+                raised = (*state[:place], state[place] + 1, *state[place + 1 :])
+                heapq.heappush(heap, (cost + after[0] - here[0], raised, place))
+
+
+class _Lazy:
+    """An iterator that remembers, read by rank; None past its end."""
+
+    def __init__(self, source: Iterator[tuple[float, tuple[int, ...]]]):
+        self.source, self.seen = source, []
+
+    def __getitem__(self, rank: int) -> tuple[float, tuple[int, ...]] | None:
+        while len(self.seen) <= rank:
+            following = next(self.source, None)
+            if following is None:
+                return None
+            self.seen.append(following)
+        return self.seen[rank]
+
+
+def differ(vectors: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Which rows are another vector, not the same one with another rounding (an encoder's last digits depend on the batch)."""
+    return np.abs(vectors - other).max(axis=1) > 1e-4 * np.abs(other).max()
+
+
+def _leaders(rows: np.ndarray, vectors: np.ndarray) -> Iterator[tuple[int, int]]:
+    """(row, the first row of its group with the same vector) for each row but the first; after many leaders the last serves all."""
+    left = rows
+    for count in range(LEADERS):
+        if len(left) == 0:
+            return
+        other = differ(vectors[left], vectors[left[0]])
+        if count == LEADERS - 1:
+            other[:] = False
+        yield from ((int(row), int(left[0])) for row in left[~other] if row != rows[0])
+        left = left[other]
+
+
+def _hashes(codes: np.ndarray) -> np.ndarray:
+    """uint64 [n]: a random linear form of each row, modulo 2^64."""
+    factors = np.random.default_rng(2**31).integers(1, 2**63, size=codes.shape[1], dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    hashes = np.zeros(len(codes), dtype=np.uint64)
+    for column, factor in enumerate(factors):
+        hashes += codes[:, column].astype(np.uint64) * factor
+    return hashes

@@ -1,0 +1,338 @@
+"""MHQ, multi-faceted hierarchical quantization: the output side of AsymRec, https://arxiv.org/abs/2605.14512
+
+In words: an item's vector x is projected, x~ = W_P x, and cut into M facets; each facet is quantized by L levels of residual
+codebooks of K codewords (take the nearest, subtract it, go on); the id is the M * L indices, facet-major. Codebooks follow their
+points by moving averages of counts and sums, c_k = m_k / N_k. W_P learns from
+||x~ - x^||^2 + lambda_bal * mean over facets of |E||z_m||^2 - mean energy| + lambda_reg * ||W_P W_P^T - I||.
+
+What differs from the paper, which leaves the start and the upkeep of codebooks open:
+- As printed, the loss lets W_P turn into directions of low variance, which are easy to rebuild. W_P starts from principal
+  directions, dealt to facets so that their energies balance, and learns at a small rate that falls to 0; the energy it keeps is
+  reported, and a fit that loses more than 5 points of it is refused.
+- Codebooks start from k-means, level by level on the residuals; codewords that fall out of use restart on a residual of the batch;
+  a last pass puts each codeword on the mean of the items that choose it under the final W_P.
+- Vectors are centred and scaled to unit total variance, so that rates and lambdas mean the same for every encoder.
+- A codebook gets at most one codeword for every 4 items; with more, the first level would know each item by heart and leave the
+  next nothing to say. The remaining codewords repeat the first ones and are never chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asymrec.config import Recipe
+from asymrec.errors import QuantizerError
+from asymrec.quantize import kmeans
+from asymrec.quantize.base import Quantizer
+from asymrec.quantize.distinct import combinations
+
+ITEMS_PER_CODEWORD = 4
+SAMPLE_PER_CODEWORD = 1024  # items a fit looks at, for each codeword: more do not move the means
+START_STEPS, FINAL_STEPS = 15, 2  # rounds of k-means a level
+ENERGY_TO_LOSE = 0.05
+FLOOR = 1e-3  # whitening: added to each variance, in units of the mean variance
+
+
+class MHQ(Quantizer):
+    """M facets, L residual levels in each, K codewords a level; settings are the fields of `QuantizerConfig`, and a seed.
+
+    Raises ConfigError: unknown setting, impossible value.
+    """
+
+    def __init__(self, *, seed: int = 0, **settings: Any):
+        self.config = Recipe.of({"quantizer": settings}).quantizer
+        self.seed = seed
+        self.distinct = self.config.distinct
+        self.codebook_sizes = (self.config.codewords,) * (self.config.facets * self.config.levels)
+        self._tensors: dict[str, Tensor] = {}
+
+    @property
+    def code_shape(self) -> tuple[int, int]:
+        return self.config.facets, self.config.levels
+
+    @property
+    def width(self) -> int | None:
+        return len(self._tensors["mean"]) if self._tensors else None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """mean [d]; encoder [d, D] (whitening and W_P in one); decoder [D, d], its inverse; projection W_P [D, d];
+        codebooks [M, L, K, D/M]; fitted [], codewords in use; energy [2], the share kept by W_P at the start and now."""
+        self._fitted_width()
+        return dict(self._tensors)
+
+    def restore(self, tensors: dict[str, Tensor]) -> MHQ:
+        """Takes the tensors of a fit with the same facets, levels and codewords. Raises QuantizerError: names or shapes do not fit."""
+        names = ("mean", "encoder", "decoder", "projection", "codebooks", "fitted", "energy")
+        missing = [name for name in names if name not in tensors]
+        if missing:
+            raise QuantizerError(f"tensors of MHQ: '{missing[0]}' is missing")
+        m, k = self.config.facets, self.config.codewords
+        d, wide = tensors["encoder"].shape
+        shapes = {"mean": (d,), "decoder": (wide, d), "projection": (wide, d), "codebooks": (m, self.config.levels, k, wide // m)}
+        for name, shape in shapes.items():
+            if tuple(tensors[name].shape) != shape:
+                raise QuantizerError(f"tensors of MHQ: '{name}' has shape {tuple(tensors[name].shape)}, expected {shape}")
+        self._tensors = {name: tensors[name].clone() for name in names}
+        return self
+
+    def _fit(self, vectors: np.ndarray, weights: np.ndarray) -> None:
+        config, wide = self.config, self._projection_width(vectors.shape[1])
+        generator = torch.Generator().manual_seed(self.seed)
+        limit = max(2**16, SAMPLE_PER_CODEWORD * config.codewords)
+        if len(vectors) > limit:
+            rows = torch.randperm(len(vectors), generator=generator)[:limit].sort().values.numpy()
+            vectors, weights = vectors[rows], weights[rows]
+        x, weights = torch.from_numpy(vectors), torch.from_numpy(weights).float()
+
+        mean, covariance = _moments(x, weights)
+        values, directions = torch.linalg.eigh(covariance)
+        values, directions = values.flip(0).clamp(min=0), directions.flip(1)  # the largest first
+        if config.whiten:
+            damped = values + FLOOR * values.mean()
+            prepare, undo = directions / damped.sqrt(), directions * damped.sqrt()
+            variance, basis = values / damped, torch.eye(len(values), dtype=values.dtype)
+        else:
+            scale = torch.eye(len(values), dtype=values.dtype) / values.sum().sqrt()
+            prepare, undo = scale, torch.eye(len(values), dtype=values.dtype) * values.sum().sqrt()
+            variance, basis = values / values.sum(), directions
+        unit = variance.sum().sqrt()  # total variance 1 after whitening as well
+        prepare, undo, variance = prepare / unit, undo * unit, variance / unit**2
+        spread = basis * variance @ basis.T  # covariance of the prepared vectors
+
+        projection = basis[:, deal(variance[:wide], config.facets)].T.float().contiguous()
+        start = energy_kept(projection, spread)
+        fitted = min(config.codewords, max(2, len(x) // ITEMS_PER_CODEWORD))
+        prepare, mean = prepare.float(), mean.float()
+
+        facets = _facets(x, mean, prepare @ projection.T, config.facets)
+        codebooks = []
+        for _ in range(config.levels):
+            codebook = kmeans.sample(facets, fitted, weights, generator)
+            codebook = kmeans.lloyd(facets, codebook, weights, START_STEPS, generator)
+            facets = facets - kmeans.gather(codebook, kmeans.nearest(facets, codebook)[0])
+            codebooks.append(codebook)
+        codebooks = torch.stack(codebooks, 1)
+        if config.quantizer_epochs:
+            projection, codebooks = self._follow(x, weights, mean, prepare, projection, codebooks, generator)
+        kept = energy_kept(projection, spread)
+        if not kept >= start - ENERGY_TO_LOSE:
+            raise QuantizerError(
+                f"energy kept falls below its start's by more than 5 points ({start:.1%} -> {kept:.1%}): "
+                "lower projection_rate or raise orthonormality"
+            )
+        facets = _facets(x, mean, prepare @ projection.T, config.facets)
+        for level in range(config.levels):
+            codebooks[:, level] = kmeans.lloyd(facets, codebooks[:, level], weights, FINAL_STEPS, generator)
+            facets = facets - kmeans.gather(codebooks[:, level], kmeans.nearest(facets, codebooks[:, level])[0])
+        self._tensors = {
+            "mean": mean,
+            "encoder": prepare @ projection.T,
+            "decoder": (torch.linalg.pinv(projection.double()).T @ undo.T).float(),
+            "projection": projection,
+            "codebooks": codebooks[:, :, torch.arange(config.codewords) % fitted].contiguous(),
+            "fitted": torch.tensor(fitted),
+            "energy": torch.tensor([start, kept], dtype=torch.float64),
+        }
+
+    def _follow(
+        self, x: Tensor, weights: Tensor, mean: Tensor, prepare: Tensor, projection: Tensor, codebooks: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """The epochs: codebooks follow by moving averages while W_P learns. -> projection [D, d], codebooks [M, L, K, D/M]."""
+        config, n = self.config, len(x)
+        batch = min(config.quantizer_batch, n)
+        m, levels, k, _ = codebooks.shape
+        projection = projection.clone().requires_grad_(config.projection_rate > 0)
+        steps = config.quantizer_epochs * (n // batch)
+        optimizer = torch.optim.Adam([projection], lr=config.projection_rate or 1.0)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, max(1, steps))
+        counts: list[Tensor] = []
+        sums: list[Tensor] = []
+        out_of_use = max(0.5 * batch / n, 0.01 * batch / k)  # half an item of the catalogue, or 1 % of an even share
+        for _ in range(config.quantizer_epochs):
+            order = torch.randperm(n, generator=generator)
+            for rows in order[: n - n % batch].split(batch):
+                inputs, weight = (x[rows] - mean) @ prepare, weights[rows]
+                projected = inputs @ projection.T
+                facets = residual = projected.detach().view(batch, m, -1).transpose(0, 1).contiguous()
+                for level in range(levels):
+                    codebook = codebooks[:, level]
+                    index, _ = kmeans.nearest(residual, codebook)
+                    after = residual - kmeans.gather(codebook, index)
+                    count, total = kmeans.tally(residual, index, k, weight)
+                    if len(counts) == level:  # the averages start as if the first batch had been seen for long
+                        held = count.clamp(min=batch / n)
+                        counts.append(held)
+                        sums.append(codebook * held.unsqueeze(-1))
+                    counts[level] = config.decay * counts[level] + (1 - config.decay) * count
+                    sums[level] = config.decay * sums[level] + (1 - config.decay) * total
+                    dead = counts[level] < out_of_use
+                    codebook = sums[level] / counts[level].clamp(min=1e-30).unsqueeze(-1)
+                    if dead.any():
+                        codebook = kmeans.revive(codebook, dead, residual, after.square().sum(-1) * weight, generator)
+                        counts[level] = torch.where(dead, torch.full_like(counts[level], batch / k), counts[level])
+                        sums[level] = torch.where(dead.unsqueeze(-1), codebook * counts[level].unsqueeze(-1), sums[level])
+                    codebooks[:, level] = codebook
+                    residual = after
+                if config.projection_rate > 0:
+                    rebuilt = (facets - residual).transpose(0, 1).reshape(batch, -1)
+                    optimizer.zero_grad()
+                    self._loss(inputs, projected, rebuilt, projection, weight / weight.mean()).backward()
+                    optimizer.step()
+                    schedule.step()
+        return projection.detach(), codebooks
+
+    def _loss(self, inputs: Tensor, projected: Tensor, rebuilt: Tensor, projection: Tensor, weight: Tensor) -> Tensor:
+        """The paper's loss on a batch; `rebuilt` x^ is constant, so W_P is drawn to where the codewords are."""
+        config = self.config
+        error = projected - rebuilt if config.reconstruct == "projected" else inputs - rebuilt @ projection
+        loss = (error.square().sum(1) * weight).mean()
+        if config.balance:
+            energy = (projected.square() * weight[:, None]).mean(0).view(config.facets, -1).sum(1)
+            loss = loss + config.balance * (energy - energy.mean()).abs().mean()
+        if config.orthonormality:
+            loss = loss + config.orthonormality * (projection @ projection.T - torch.eye(len(projection))).norm()
+        return loss
+
+    def _projection_width(self, d: int) -> int:
+        m, wide = self.config.facets, self.config.projection
+        if d < m:
+            raise QuantizerError(f"vectors of width {d} cannot be cut into {m} facets: use facets={d} or fewer")
+        if wide is None:
+            return min(1024, d) // m * m
+        if wide > d or wide % m:
+            raise QuantizerError(f"projection={wide} must be a multiple of facets={m}, and not above the vectors' width {d}")
+        return wide
+
+    def _encode(self, vectors: np.ndarray) -> np.ndarray:
+        m, levels = self.code_shape
+        codebooks = self._tensors["codebooks"][:, :, : int(self._tensors["fitted"])]
+        codes = np.empty((len(vectors), m * levels), dtype=np.int32)
+        for start in range(0, len(vectors), 4096):
+            block = torch.from_numpy(vectors[start : start + 4096])
+            residual = _facets(block, self._tensors["mean"], self._tensors["encoder"], m)
+            chosen = []
+            for level in range(levels):
+                index, _ = kmeans.nearest(residual, codebooks[:, level])
+                residual = residual - kmeans.gather(codebooks[:, level], index)
+                chosen.append(index)
+            codes[start : start + 4096] = torch.stack(chosen, 1).permute(2, 0, 1).reshape(len(block), -1).numpy()
+        return codes
+
+    def _decode(self, codes: np.ndarray) -> np.ndarray:
+        vectors = np.empty((len(codes), self._fitted_width()), dtype=np.float32)
+        for start in range(0, len(codes), 4096):
+            facets = self._partial(codes[start : start + 4096])[-1]
+            rows = facets.transpose(0, 1).reshape(facets.shape[1], -1)
+            vectors[start : start + 4096] = (self._tensors["mean"] + rows @ self._tensors["decoder"]).numpy()
+        return vectors
+
+    def _partial(self, codes: np.ndarray) -> list[Tensor]:
+        """Rebuilt facets [M, n, D/M] after each level."""
+        m, levels = self.code_shape
+        index = torch.from_numpy(codes.astype(np.int64)).view(len(codes), m, levels).permute(2, 1, 0)
+        sums: list[Tensor] = []
+        for level in range(levels):
+            words = kmeans.gather(self._tensors["codebooks"][:, level], index[level].contiguous())
+            sums.append(sums[-1] + words if sums else words)
+        return sums
+
+    def _alternatives(self, vector: np.ndarray, codes: np.ndarray) -> Iterator[tuple[int, ...]]:
+        m, levels = self.code_shape
+        books = self._tensors["codebooks"].numpy()
+        facets = ((vector - self._tensors["mean"].numpy()) @ self._tensors["encoder"].numpy()).reshape(m, -1)
+        chosen = np.asarray(codes).reshape(m, levels)
+
+        def variants(facet: int, residual: np.ndarray, prefix: tuple[int, ...], known: bool) -> Iterator[tuple[float, tuple[int, ...]]]:
+            """Ids of a facet, the last level's changes first; `known`: those under the chosen codes were given already."""
+            level = len(prefix)
+            errors = np.square(residual - books[facet, level]).sum(1)
+            for code in np.argsort(errors, kind="stable"):
+                path = (*prefix, int(code))
+                if level == levels - 1:
+                    yield float(errors[code]), path
+                elif not (known and level == levels - 2 and code == chosen[facet, level]):
+                    yield from variants(facet, residual - books[facet, level, code], path, known and code == chosen[facet, level])
+
+        def ranked(facet: int) -> Iterator[tuple[float, tuple[int, ...]]]:
+            prefix = tuple(map(int, chosen[facet, :-1]))
+            last = ((float(errors[facet, code]), (*prefix, int(code))) for code in order[facet])
+            return last if levels == 1 else chain(last, variants(facet, facets[facet], (), True))
+
+        residual = facets - sum((books[np.arange(m), level, chosen[:, level]] for level in range(levels - 1)), np.zeros_like(facets))
+        errors = np.square(residual[:, None] - books[:, levels - 1]).sum(2)
+        order = np.argsort(errors, axis=1, kind="stable")
+        return combinations([ranked(facet) for facet in range(m)])
+
+    def details(self, vectors: np.ndarray, codes: np.ndarray) -> dict[str, Any]:
+        """Energy kept and its start; spread of energy over facets; orthonormality; R2 inside the projected space after each level."""
+        m, levels = self.code_shape
+        wide = self._tensors["encoder"].shape[1]
+        error, total = np.zeros(levels), torch.zeros(m, wide // m, dtype=torch.float64)
+        square = torch.zeros(m, wide // m, dtype=torch.float64)
+        for start in range(0, len(vectors), 4096):
+            block = torch.from_numpy(vectors[start : start + 4096])
+            facets = _facets(block, self._tensors["mean"], self._tensors["encoder"], m)
+            total += facets.sum(1, dtype=torch.float64)
+            square += facets.square().sum(1, dtype=torch.float64)
+            for level, rebuilt in enumerate(self._partial(codes[start : start + 4096])):
+                error[level] += float((facets - rebuilt).square().sum(dtype=torch.float64))
+        energy = (square / len(vectors) - (total / len(vectors)).square()).sum(1).clamp(min=0)
+        projection = self._tensors["projection"].double()
+        start, kept = self._tensors["energy"].tolist()
+        return {
+            "energy_kept": kept,
+            "energy_kept_start": start,
+            "facet_energy": (energy / energy.sum()).tolist(),
+            "energy_imbalance": float((energy - energy.mean()).abs().mean() / energy.mean()),
+            "orthonormality_error": float((projection @ projection.T - torch.eye(wide, dtype=torch.float64)).norm()),
+            "space_r2": (1 - error / max(float(energy.sum()) * len(vectors), 1e-30)).tolist(),
+            "codewords_fitted": int(self._tensors["fitted"]),
+        }
+
+
+def deal(energies: Tensor, facets: int) -> Tensor:
+    """Which direction goes where: order [D] in which D/M consecutive ones make a facet, so that the facets' energies balance.
+
+    Energies [D] fall; each direction goes to the facet of least energy that has room.
+    """
+    room = len(energies) // facets
+    hands: list[list[int]] = [[] for _ in range(facets)]
+    held = [0.0] * facets
+    for direction, energy in enumerate(energies.tolist()):
+        facet = min((f for f in range(facets) if len(hands[f]) < room), key=lambda f: held[f])
+        hands[facet].append(direction)
+        held[facet] += energy
+    return torch.tensor([direction for hand in hands for direction in hand])
+
+
+def energy_kept(projection: Tensor, covariance: Tensor) -> float:
+    """tr(W S W^T) / tr(S); a W that stretches is first shortened to spectral norm 1, so that it cannot make energy."""
+    projection = projection.double()
+    stretch = max(1.0, float(torch.linalg.matrix_norm(projection, 2)) ** 2) if projection.isfinite().all() else float("nan")
+    return float(((projection @ covariance) * projection).sum() / covariance.trace()) / stretch
+
+
+def _facets(x: Tensor, mean: Tensor, encoder: Tensor, facets: int) -> Tensor:
+    """Vectors [n, d] -> projected and cut [M, n, D/M]."""
+    projected = torch.empty(facets, len(x), encoder.shape[1] // facets)
+    for start in range(0, len(x), 4096):
+        block = (x[start : start + 4096] - mean) @ encoder
+        projected[:, start : start + 4096] = block.view(len(block), facets, -1).transpose(0, 1)
+    return projected
+
+
+def _moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted mean [d] and covariance [d, d], float64."""
+    weights = weights.double()
+    mean = sum((weights[s : s + 4096] @ x[s : s + 4096].double() for s in range(0, len(x), 4096)), torch.zeros(())) / weights.sum()
+    covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
+    for s in range(0, len(x), 4096):
+        centred = (x[s : s + 4096].double() - mean) * weights[s : s + 4096].sqrt().unsqueeze(1)
+        covariance += centred.T @ centred
+    return mean, covariance / weights.sum()
