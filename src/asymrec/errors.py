@@ -21,6 +21,10 @@ class QuantizerError(AsymrecError):
     """A quantizer that cannot be fitted, or whose fit lost the information it was to keep."""
 
 
+class EvaluationError(AsymrecError):
+    """Scores that cannot be ranked, or evaluations that cannot be compared."""
+
+
 class RunError(AsymrecError):
     """A run folder that cannot be read or written: damaged, of another version, in the way."""
 
