@@ -47,9 +47,10 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
         _put(temporary, path)
         done = True
     except OSError as error:
-        elsewhere = isinstance(error.filename, str) and not error.filename.startswith((str(temporary), str(path.parent)))
-        if elsewhere:  # the block failed to read something of its own: not ours to explain
-            raise
+        named = error.filename
+        ours = {str(path), *map(str, path.parents)}
+        if isinstance(named, str) and named not in ours and not named.startswith(str(path.with_name(_mark(path)))):
+            raise  # the block failed at a file of its own: not ours to explain
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
     except Exception as error:
         # compiled writers (safetensors, torch) wrap the system's error in a type of their own
