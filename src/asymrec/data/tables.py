@@ -181,8 +181,8 @@ def _header(path: Path) -> tuple[list[str], str]:
     """The column names and the delimiter: the one of comma, tab, semicolon and bar that the first line holds most of."""
     import csv
 
-    opened = gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb")
-    with opened as file:
+    opener = gzip.open if path.name.lower().endswith(".gz") else open
+    with opener(path, "rb") as file:
         try:
             line = file.readline(1 << 20)
         except EOFError:

@@ -1,0 +1,194 @@
+"""Which column is which, and what its values mean: ids of any type, positions, times in any usual form."""
+
+from __future__ import annotations
+
+import difflib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from asymrec.data.tables import Source, first_bad, first_true
+from asymrec.errors import DataError
+
+# Compared without case, punctuation and a `:type` suffix; the first in the list that a table has is taken.
+NAMES = {
+    "user": ("user_id", "user", "uid", "reviewer_id", "customer_id", "visitor_id", "member_id", "account_id", "session_id", "session"),
+    "item": (
+        *("item_id", "item", "iid", "parent_asin", "asin", "product_id", "product", "sku", "movie_id", "book_id", "article_id"),
+        *("track_id", "song_id", "artist_id", "video_id", "game_id", "app_id", "business_id", "content_id"),
+    ),
+    "time": (
+        *("timestamp", "unix_review_time", "unix_time", "time", "ts", "datetime", "date_time", "event_time", "created_at"),
+        *("review_time", "date"),
+    ),
+    "position": ("position", "pos", "rank_in_session", "position_in_session", "sequence_position", "seq_pos"),
+}
+_WORDS = {"user": "user id", "item": "item id", "time": "timestamp", "position": "position"}
+
+
+def find_column(source: Source, role: str, named: str | None = None, required: bool = True) -> str | None:
+    """The column of a role (`user`, `item`, `time`, `position`): `named`, else found by NAMES; None when absent and not required."""
+    columns = source.table.column_names
+    if named is not None:
+        if named in columns:
+            return named
+        near = difflib.get_close_matches(named, columns, n=1)
+        raise source.error(f"no such column{f'; did you mean {near[0]!r}?' if near else f'; there are {_listed(columns)}'}", named)
+    plain: dict[str, str] = {}
+    for column in columns:
+        plain.setdefault(_plain(column), column)
+    for name in NAMES[role]:
+        if _plain(name) in plain:
+            return plain[_plain(name)]
+    if required:
+        raise source.error(f"no column of the {_WORDS[role]} among {_listed(columns)}; name it with the setting `{role}`")
+    return None
+
+
+def id_keys(source: Source, column: str) -> pa.Array:
+    """The ids of a column in the form they are compared in: int64, large_string or large_binary, never null.
+
+    Raises DataError: a null id (first row and how many), a type that cannot be an id.
+    """
+    values = source.table[column]
+    try:
+        keys = normal_keys(values)
+    except (pa.ArrowException, TypeError):
+        raise source.error(f"values of type {values.type} cannot be ids", column) from None
+    if keys.null_count:
+        raise source.error(f"null id ({_count(keys.null_count, len(keys))})", column, first_true(keys.is_null()))
+    return keys
+
+
+def normal_keys(values: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """int64 for whole numbers, large_binary for bytes and UUIDs, large_string for all else; NaN becomes null."""
+    if isinstance(values, pa.ChunkedArray):
+        values = values.unify_dictionaries() if pa.types.is_dictionary(values.type) else values
+        values = values.combine_chunks()
+        if isinstance(values, pa.ChunkedArray):  # too large for one array of its own type
+            values = pa.chunked_array(values.chunks, type=values.type)
+    if isinstance(values.type, pa.BaseExtensionType):
+        values = values.cast(values.type.storage_type)
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    kind = values.type
+    if pa.types.is_nested(kind):
+        raise TypeError(f"{kind} cannot be an id")
+    if pa.types.is_floating(kind):
+        values = pc.if_else(pc.is_finite(values.cast(pa.float64())), values, None)
+    if pa.types.is_floating(kind) or pa.types.is_integer(kind):
+        try:
+            return _whole(values.cast(pa.int64()))
+        except pa.ArrowException:  # fractions, or beyond 63 bits
+            return _whole(values.cast(pa.large_string()))
+    binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+    return _whole(values.cast(pa.large_binary() if binary else pa.large_string()))
+
+
+def read_positions(source: Source, column: str) -> np.ndarray:
+    """int64 or float64 [rows]. Raises DataError: a null, a value that is no number."""
+    values = source.table[column]
+    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+        row = -1
+        if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+            row = first_bad(values, lambda part: part.cast(pa.float64()))
+        raise source.error(f"positions must be numbers, found {values.type}", column, row if row >= 0 else None)
+    if pa.types.is_floating(values.type):
+        values = pc.if_else(pc.is_finite(values), values, None)
+    if values.null_count:
+        raise source.error(f"null position ({_count(values.null_count, len(values))})", column, first_true(values.is_null()))
+    return values.cast(pa.float64() if pa.types.is_floating(values.type) else pa.int64()).to_numpy()
+
+
+def read_times(source: Source, column: str) -> tuple[np.ndarray, np.ndarray, str]:
+    """Times as whole numbers since 1970: int64 [rows], a mask of the nulls (their time is 0) and the unit.
+
+    Numbers are taken as seconds, milli-, micro- or nanoseconds by their size; text as numbers or as ISO 8601.
+    The unit is `s` where no fraction of a second is lost by it, else the finest that is used: `ms`, `us` or `ns`.
+    Raises DataError at the first value that is no time.
+    """
+    values = source.table[column]
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        values = _parsed(source, column, values)
+    kind = values.type
+    if pa.types.is_floating(kind):
+        values = pc.if_else(pc.is_finite(values.cast(pa.float64())), values.cast(pa.float64()), None)
+    null = values.is_null().to_numpy() if values.null_count else np.zeros(len(values), bool)
+    if pa.types.is_integer(kind):
+        try:
+            times = values.cast(pa.int64()).fill_null(0).to_numpy()
+        except pa.ArrowException:
+            row = first_bad(values, lambda part: part.cast(pa.int64()))
+            raise source.error(f"cannot read {values[row].as_py()!r} as a time", column, row) from None
+        unit = _unit(times)
+    elif pa.types.is_floating(kind):
+        times, unit = _from_floats(source, column, values.fill_null(0.0).to_numpy())
+    elif pa.types.is_timestamp(kind):
+        times, unit = values.cast(pa.int64()).fill_null(0).to_numpy(), kind.unit
+    elif pa.types.is_date(kind):
+        times, unit = values.cast(pa.timestamp("s")).cast(pa.int64()).fill_null(0).to_numpy(), "s"
+    elif pa.types.is_null(kind):
+        times, unit = np.zeros(len(values), np.int64), "s"
+    else:
+        raise source.error(f"values of type {kind} cannot be times", column)
+    a_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
+    if a_second > 1 and not (times % a_second).any():
+        return times // a_second, null, "s"
+    return times, null, unit
+
+
+def null_times(source: Source, column: str, null: np.ndarray) -> DataError:
+    """The error for the first null time."""
+    return source.error(f"null timestamp ({_count(int(null.sum()), len(null))})", column, int(null.argmax()))
+
+
+def _parsed(source: Source, column: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Text as int64, float64 or timestamps: whichever reads all of it, else the error at the first row that the best cannot read."""
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        values = pc.utf8_trim_whitespace(values)
+    values = pc.if_else(pc.equal(values, ""), None, values)
+    furthest = -1
+    for kind in (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC"), pa.timestamp("ns"), pa.timestamp("ns", "UTC")):
+        try:
+            return values.cast(kind)
+        except pa.ArrowException:
+            furthest = max(furthest, first_bad(values, lambda part, kind=kind: part.cast(kind)))
+    told = f"cannot read {values[furthest].as_py()!r} as a time (unix time, or ISO 8601 such as 2024-05-31 or 2024-05-31T12:30:00Z)"
+    raise source.error(told, column, furthest)
+
+
+def _from_floats(source: Source, column: str, values: np.ndarray) -> tuple[np.ndarray, str]:
+    unit = _unit(values)
+    if (values != np.floor(values)).any():  # the next finer unit that a float64 still tells apart
+        factor, unit = {"s": (1e6, "us"), "ms": (1e3, "us"), "us": (1e3, "ns"), "ns": (1.0, "ns")}[unit]
+        values = np.rint(values * factor)
+    beyond = np.abs(values) >= 2.0**63
+    if beyond.any():
+        row = int(beyond.argmax())
+        raise source.error(f"cannot read {values[row]!r} as a time", column, row)
+    return values.astype(np.int64), unit
+
+
+def _unit(values: np.ndarray) -> str:
+    """What numbers of this size count since 1970: 1e11 seconds are the year 5138, 1e11 milliseconds are 1973."""
+    largest = max(abs(float(values.max())), abs(float(values.min())))
+    return "s" if largest < 1e11 else "ms" if largest < 1e14 else "us" if largest < 1e17 else "ns"
+
+
+def _plain(name: str) -> str:
+    return "".join(filter(str.isalnum, name.split(":")[0].lower()))
+
+
+def _listed(columns: list[str]) -> str:
+    return ", ".join(columns[:12]) + (f" and {len(columns) - 12} more" if len(columns) > 12 else "")
+
+
+def _count(bad: int, rows: int) -> str:
+    return f"{bad:,} of {rows:,} rows"
+
+
+def _whole(values: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values

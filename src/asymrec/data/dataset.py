@@ -1,0 +1,223 @@
+"""Dataset: the two tables as rows and sequences, with the users' own ids at its edge."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from asymrec.config import DataConfig
+from asymrec.data.columns import find_column, id_keys
+from asymrec.data.ids import Ids
+from asymrec.data.interactions import read_interactions
+from asymrec.data.sequences import Sequences
+from asymrec.data.splits import Split
+from asymrec.data.splits import split as _split
+from asymrec.data.tables import Source, find_table, read_table
+from asymrec.errors import DataError, RunError
+from asymrec.files import atomic, recover
+
+FORMAT = 1
+_TITLES = (
+    *("title", "name", "item_name", "product_name", "product_title", "movie_title", "artist", "track", "headline"),
+    *("text", "keywords", "description"),
+)
+_TITLE_LENGTH = 80
+
+
+class Dataset:
+    """Users, items and every user's sequence.
+
+    n_users, n_items: int. user_ids, item_ids: pyarrow arrays in the type they came in; users are in order of their ids, items in
+    the order of the item table. items: pyarrow.Table with every column, row i is item i. interactions: pyarrow.Table of the
+    columns that are not user, item, time or position, in the order of `sequences` (None when there are none).
+    sequences: Sequences of every user. time_unit: `s`, `ms`, `us`, `ns`, or None without times. notes: what the reader decided.
+    """
+
+    def __init__(
+        self,
+        users: Ids,
+        items: pa.Table,
+        item_column: str,
+        sequences: Sequences,
+        interactions: pa.Table | None = None,
+        time_unit: str | None = None,
+        notes: Iterable[str] = (),
+        item_keys: pa.Array | None = None,
+    ) -> None:
+        self.items = items
+        self.item_column = item_column
+        self.sequences = sequences
+        self.interactions = interactions
+        self.time_unit = time_unit
+        self.notes = list(notes)
+        self._users = users
+        self._items = Ids(_one_array(items[item_column]), "item", item_keys)
+
+    @classmethod
+    def read(
+        cls,
+        source: Any,
+        items: Any = None,
+        *,
+        config: DataConfig | None = None,
+        user: str | None = None,
+        item: str | None = None,
+        time: str | None = None,
+        position: str | None = None,
+        drop_unknown: bool = False,
+    ) -> Dataset:
+        """Read a folder with `interactions.*` and `items.*`, or interactions and `items` as paths, pyarrow.Tables or DataFrames.
+
+        user, item, time, position: column names, on top of those in `config`; found by name when not given.
+        drop_unknown: leave out interactions with items that the item table does not hold, instead of refusing them.
+        Raises DataError in one line with the file, the column and the first bad row.
+        """
+        config = config or DataConfig()
+        columns = {"user": user, "item": item, "time": time, "position": position}
+        columns = {role: name if name is not None else getattr(config, role) for role, name in columns.items()}
+        if items is None:
+            if not isinstance(source, (str, Path)):
+                raise DataError("items: the item table is missing; give it as Dataset.read(interactions, items)")
+            folder = Path(source)
+            if not folder.exists():
+                raise DataError(f"{folder}: no such folder")
+            if not folder.is_dir():
+                raise DataError(f"{folder}: not a folder; with two files, name the item table as well")
+            source, items = find_table(folder, "interactions"), find_table(folder, "items")
+        found, catalogue = read_table(source, "interactions"), read_table(items, "items")
+
+        in_items = find_column(found, "item", columns["item"])
+        if in_items not in catalogue.table.column_names:
+            in_items = find_column(catalogue, "item")
+        keys = id_keys(catalogue, in_items)
+        _refuse_duplicates(catalogue, in_items, keys)
+        values = Ids(_one_array(catalogue.table[in_items]), "item", keys)
+        read = read_interactions(found, values, catalogue.name, columns, drop_unknown or config.drop_unknown)
+        table = catalogue.table.unify_dictionaries().combine_chunks()
+        return cls(read.users, table, in_items, read.sequences, read.rest, read.time_unit, read.notes, keys)
+
+    @property
+    def n_users(self) -> int:
+        return len(self._users)
+
+    @property
+    def n_items(self) -> int:
+        return len(self._items)
+
+    @property
+    def user_ids(self) -> pa.Array:
+        return self._users.values
+
+    @property
+    def item_ids(self) -> pa.Array:
+        return self._items.values
+
+    def user_rows(self, ids: Iterable) -> np.ndarray:
+        """int32 [len(ids)]. Raises UnknownIdError with the first unknown id and how many there are."""
+        return self._users.rows(ids)
+
+    def item_rows(self, ids: Iterable) -> np.ndarray:
+        """int32 [len(ids)]. Raises UnknownIdError with the first unknown id and how many there are."""
+        return self._items.rows(ids)
+
+    def titles(self) -> list[str]:
+        """A name to show for each item: the first of the title-like columns that has one, cut to 80 characters, else the id."""
+        named: list[str | None] = [None] * self.n_items
+        columns = {column.lower(): column for column in self.items.column_names}
+        for name in _TITLES:
+            column = columns.get(name)
+            if column is None or not _is_text(self.items[column].type):
+                continue
+            cells = (" ".join(cell.split()) if cell else None for cell in self.items[column].to_pylist())
+            named = [have or _cut(cell) for have, cell in zip(named, cells)]
+        return [have or str(own) for have, own in zip(named, self.item_ids.to_pylist())]
+
+    def split(self, name: str = "leave-last-out", validation_share: float = 0.1, test_share: float = 0.1) -> Split:
+        """`leave-last-out` or `time`; see `asymrec.data.splits.split`."""
+        return _split(self.sequences, name, validation_share, test_share)
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.n_users:,} users, {self.n_items:,} items, {len(self.sequences.items):,} interactions)"
+
+    def save(self, folder: str | Path) -> None:
+        """Write the data set to a folder, whole or not at all. Raises RunError where it cannot be written."""
+        import pyarrow.parquet as pq
+
+        with atomic(folder) as temporary:
+            temporary.mkdir()
+            about = {"format": FORMAT, "item_column": self.item_column, "time_unit": self.time_unit, "notes": self.notes}
+            (temporary / "dataset.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            pq.write_table(self.items, temporary / "items.parquet", compression="zstd")
+            pq.write_table(pa.table({"user": self.user_ids}), temporary / "users.parquet", compression="zstd")
+            if self.interactions is not None:
+                pq.write_table(self.interactions, temporary / "context.parquet", compression="zstd")
+            arrays = {"offsets": self.sequences.offsets, "items": self.sequences.items, "times": self.sequences.times}
+            for name, array in arrays.items():
+                if array is not None:
+                    np.save(temporary / f"{name}.npy", array, allow_pickle=False)
+
+    @classmethod
+    def load(cls, folder: str | Path, mmap: bool = True) -> Dataset:
+        """Read what `save` has written; with mmap the sequences stay on the disk until they are touched.
+
+        Raises RunError: no such folder, a missing or damaged file, a later format.
+        """
+        import pyarrow.parquet as pq
+
+        folder = Path(folder)
+        recover(folder)
+        if not (folder / "dataset.json").exists():
+            raise RunError(f"{folder}: no saved data set there (dataset.json is missing)")
+        name = "dataset.json"
+        try:
+            about = json.loads((folder / name).read_text(encoding="utf-8"))
+            if about["format"] != FORMAT:
+                raise RunError(f"{folder}: data set of format {about['format']}; this version reads format {FORMAT}")
+            arrays, tables = {}, {}
+            for name in ("offsets.npy", "items.npy", "times.npy"):
+                if about["time_unit"] is not None or name != "times.npy":
+                    arrays[name] = np.load(folder / name, mmap_mode="r" if mmap else None, allow_pickle=False)
+            for name in ("items.parquet", "users.parquet", "context.parquet"):
+                if name != "context.parquet" or (folder / name).exists():
+                    tables[name] = pq.ParquetFile(folder / name).read().combine_chunks()
+            name = "offsets.npy"
+            sequences = Sequences(arrays["offsets.npy"], arrays["items.npy"], arrays.get("times.npy"))
+            users = Ids(_one_array(tables["users.parquet"]["user"]), "user")
+            sizes = {len(array) for key, array in arrays.items() if key != "offsets.npy"}
+            if len(sequences) != len(users) or sizes != {int(sequences.offsets[-1])}:
+                raise ValueError("the lengths do not agree")
+            items = tables["items.parquet"]
+            return cls(users, items, about["item_column"], sequences, tables.get("context.parquet"), about["time_unit"], about["notes"])
+        except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, pa.ArrowException) as error:
+            raise RunError(f"{folder / name}: damaged or missing ({' '.join(str(error).split())[:200]})") from None
+
+
+def _refuse_duplicates(source: Source, column: str, keys: pa.Array) -> None:
+    encoded = keys.dictionary_encode()
+    if (extra := len(keys) - len(encoded.dictionary)) == 0:
+        return
+    codes = encoded.indices.to_numpy()
+    first = np.full(len(encoded.dictionary), len(codes))
+    np.minimum.at(first, codes, np.arange(len(codes)))
+    row = int(np.flatnonzero(first[codes] < np.arange(len(codes)))[0])
+    own = source.table[column][row].as_py()
+    raise source.error(f"duplicate item id {own!r}, first in row {first[codes[row]] + 1:,} ({extra:,} rows are duplicates)", column, row)
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    column = column.unify_dictionaries() if pa.types.is_dictionary(column.type) else column
+    return column.combine_chunks()
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _cut(text: str | None) -> str | None:
+    return text if text is None or len(text) <= _TITLE_LENGTH else text[: _TITLE_LENGTH - 1].rstrip() + "…"
