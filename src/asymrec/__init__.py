@@ -1,0 +1,40 @@
+"""Generative recommendation: continuous item vectors in, long structured discrete codes out.
+
+>>> from asymrec import AsymRec, Dataset
+>>> model = AsymRec().fit(Dataset.read("my-data"))          # doctest: +SKIP
+>>> ids, scores = model.recommend(users=["anna"], k=10)     # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from asymrec.version import __version__
+
+if TYPE_CHECKING:
+    from asymrec.config import Recipe
+    from asymrec.data import Dataset
+    from asymrec.evaluation import evaluate
+    from asymrec.models import AsymRec, ItemKNN, Popularity, Recommender
+    from asymrec.quantize import MHQ
+
+_HOMES = {
+    "AsymRec": "models",
+    "Dataset": "data",
+    "ItemKNN": "models",
+    "MHQ": "quantize",
+    "Popularity": "models",
+    "Recipe": "config",
+    "Recommender": "models",
+    "evaluate": "evaluation",
+}
+__all__ = ["MHQ", "AsymRec", "Dataset", "ItemKNN", "Popularity", "Recipe", "Recommender", "__version__", "evaluate"]
+
+
+def __getattr__(name: str):
+    # names are looked up when they are used: the command line answers --help without loading torch
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(f"asymrec.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'asymrec' has no attribute '{name}'")

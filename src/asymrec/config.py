@@ -55,7 +55,7 @@ class QuantizerConfig(Section):
     orthonormality: float = Field(1.0, ge=0, description="lambda_reg: weight of ||W_P W_P^T - I||")
     decay: float = Field(0.99, gt=0, lt=1, description="gamma of the EMA codebooks")
     projection_rate: float = Field(1e-4, ge=0, description="learning rate of W_P; 0 keeps the start")
-    quantizer_epochs: int = Field(20, ge=0, description="passes over the items after the k-means start")
+    quantizer_epochs: int = Field(5, ge=0, description="passes over the items after the k-means start")
     quantizer_batch: int = Field(1024, ge=1, description="items a step")
     distinct: bool = Field(True, description="repair identical ids so that each item has its own")
 
@@ -69,6 +69,8 @@ class NetworkConfig(Section):
     ffn: int = Field(1024, ge=8, description="inner width of the feed-forward layers")
     dropout: float = Field(0.5, ge=0, lt=1, description="on embeddings, attention and feed-forward")
     experts: int = Field(3, ge=1, description="E, experts of MSP")
+    inner: int = Field(64, ge=4, description="objective `heads`: inner width of each head")
+    repeat: bool = Field(True, description="learn one number that is added to the logits of items already in the history")
     history: int = Field(50, ge=1, description="most recent items of a history that the model reads")
 
 
@@ -81,7 +83,10 @@ class TrainingConfig(Section):
     weight_decay: float = Field(0.0, ge=0)
     epochs: int = Field(60, ge=1)
     patience: int = Field(10, ge=1, description="epochs without a better validation NDCG@10 before stopping")
-    batch: int = Field(256, ge=1, description="users a step")
+    batch: int = Field(2048, ge=1, description="interactions a step")
+    average: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of weights that is validated and kept; 0: none")
+    full_softmax: int = Field(50_000, ge=0, description="objective `catalogue`: above this many items the softmax is sampled")
+    negatives: int = Field(8192, ge=1, description="items drawn a step where the softmax is sampled")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the learning rate rises")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 autocast where the processor has it")
     device: str = Field("auto", description="auto, cpu, cuda, mps")

@@ -1,0 +1,221 @@
+"""The contract of every recommender, and what all share: users' own ids at the edge, a run folder's model files.
+
+A model writes `_fit`, `scores`, `tensors` and `restore`. scikit-learn's manners: the constructor stores the settings, `fit`
+returns self and forgets any earlier fit, equal seeds give equal models.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from asymrec.config import Recipe
+from asymrec.data import Dataset, Sequences, Split
+from asymrec.errors import ConfigError, RunError
+from asymrec.files import atomic, checksum, recover
+from asymrec.retrieval.exact import top_k
+from asymrec.version import __version__
+
+FORMAT = 1  # of a run folder; raise it with every change that an older reader would misread
+SCORES_AT_ONCE = 1 << 26  # users x items whose scores exist at one time: 256 MiB
+
+MODELS: dict[str, type[Recommender]] = {}
+
+
+class Recommender:
+    """Base of the models.
+
+    Args:
+        recipe: all settings; or
+        settings: single ones by name, as `--set` takes them. Raises ConfigError: unknown name, impossible value.
+    """
+
+    name: ClassVar[str]
+    recipe: Recipe
+    dataset: Dataset
+
+    def __init_subclass__(cls) -> None:
+        MODELS[cls.name] = cls
+
+    def __init__(self, recipe: Recipe | None = None, **settings: Any):
+        self.recipe = Recipe.of(recipe.model_dump(exclude_unset=True) if recipe else None, **settings)
+
+    # What a model writes
+
+    def _fit(self, dataset: Dataset, split: Split, **options: Any) -> None:
+        raise NotImplementedError
+
+    def scores(self, histories: Sequences) -> np.ndarray:
+        """Histories of item rows, oldest first -> float32 [len(histories), n_items], higher is better."""
+        raise NotImplementedError
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a fit learned, but vectors and codes."""
+        raise NotImplementedError
+
+    def restore(self, tensors: dict[str, Tensor], vectors: np.ndarray | None, codes: np.ndarray | None) -> None:
+        """Take back what `tensors` gave; `self.recipe` and `self.dataset` are set."""
+        raise NotImplementedError
+
+    def catalogue(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Vectors float32 [n_items, d] and codes int32 [n_items, n_codes] of the items, where the model has them."""
+        return None, None
+
+    # What all models have
+
+    def fit(self, dataset: Dataset, split: Split | None = None, **options: Any) -> Recommender:
+        """Learn from the training part of `split` (by default the recipe's split of `dataset`)."""
+        split = split or dataset.split(config=self.recipe.data)
+        self._fit(dataset, split, **options)
+        self.dataset = dataset
+        return self
+
+    def recommend(
+        self,
+        histories: Sequence[Sequence[Any]] | None = None,
+        k: int = 10,
+        *,
+        users: Sequence[Any] | None = None,
+        exclude_seen: bool = True,
+        only: Sequence[Any] | None = None,
+        exclude: Sequence[Any] | None = None,
+    ) -> tuple[list[list[Any]], list[list[float]]]:
+        """The k best items for each history, or for each user of the data set.
+
+        Args:
+            histories: item ids, oldest first; may be empty lists.
+            k: at least 1.
+            users: user ids, instead of histories: all that the data set holds of them.
+            exclude_seen: leave out the items of the history.
+            only: item ids that may be recommended; all when None.
+            exclude: item ids that may not.
+        Returns:
+            ids and scores, best first; fewer than k where fewer are allowed. Equal scores: the earlier row of the item table.
+        Raises:
+            UnknownIdError: a user or item that the data set does not hold. ConfigError: k below 1, or both or none of
+            histories and users.
+        """
+        if k < 1:
+            raise ConfigError(f"k must be at least 1, not {k}")
+        rows = self._histories(histories, users)
+        allowed = np.full(self.dataset.n_items, only is None)
+        if only is not None:
+            allowed[self.dataset.item_rows(only)] = True
+        if exclude is not None:
+            allowed[self.dataset.item_rows(exclude)] = False
+        ids: list[list[Any]] = []
+        scores: list[list[float]] = []
+        step = max(1, SCORES_AT_ONCE // self.dataset.n_items)
+        for start in range(0, len(rows), step):
+            part = rows.take(np.arange(start, min(start + step, len(rows))))
+            values = np.array(self.scores(part), dtype=np.float32)
+            values[:, ~allowed] = -np.inf
+            if exclude_seen:
+                values[np.repeat(np.arange(len(part)), part.lengths), part.items] = -np.inf
+            for best, value in zip(*top_k(values, min(k, self.dataset.n_items))):
+                found = best >= 0
+                ids.append(self.dataset.item_ids.take(pa.array(best[found])).to_pylist())
+                scores.append(value[found].tolist())
+        return ids, scores
+
+    def score(self, histories: Sequence[Sequence[Any]], items: Sequence[Any]) -> np.ndarray:
+        """Scores of the given items for each history: float32 [len(histories), len(items)]. Raises UnknownIdError."""
+        columns = self.dataset.item_rows(items)
+        return np.asarray(self.scores(self._histories(histories, None)))[:, columns]
+
+    def _histories(self, histories: Sequence[Sequence[Any]] | None, users: Sequence[Any] | None) -> Sequences:
+        if (histories is None) == (users is None):
+            raise ConfigError("give either histories or users")
+        if users is not None:
+            return self.dataset.sequences.take(self.dataset.user_rows(users))
+        flat = self.dataset.item_rows([item for history in histories for item in history])
+        return Sequences.of(np.split(flat, np.cumsum([len(history) for history in histories])[:-1]) if len(histories) else [])
+
+    def save(self, folder: str | Path) -> None:
+        """Write all that `load` needs into a folder; one that is there is replaced as a whole or not at all. Raises RunError."""
+        with atomic(folder) as temporary:
+            temporary.mkdir()
+            self.write(temporary)
+
+    def write(self, folder: Path) -> None:
+        """The model's files, the manifest last, into an empty folder."""
+        (folder / "config.yaml").write_text(self.recipe.yaml(), encoding="utf-8")
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}, folder / "model.safetensors")
+        vectors, codes = self.catalogue()
+        catalogue = {"item": self.dataset.item_ids}
+        if codes is not None:
+            catalogue["codes"] = pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1)), codes.shape[1])
+        pq.write_table(pa.table(catalogue), folder / "catalogue.parquet", compression="zstd")
+        if vectors is not None:
+            save_file({"vectors": torch.from_numpy(vectors)}, folder / "vectors.safetensors")
+        self.dataset.save(folder / "dataset")
+        files = {path.relative_to(folder).as_posix(): checksum(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+        facts = {"format": FORMAT, "asymrec": __version__, "model": self.name, "files": files}
+        (folder / "manifest.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Recommender:
+        """Read a folder that `save` wrote; any model's, when called on `Recommender` itself.
+
+        Raises RunError: not a run folder, unfinished, of another format, a file damaged or missing.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        kind = MODELS.get(manifest["model"])
+        if kind is None or not issubclass(kind, cls):
+            raise RunError(f"{folder} holds a model '{manifest['model']}', not '{getattr(cls, 'name', 'any of ours')}'")
+        try:
+            model = kind(Recipe.read(folder / "config.yaml"))
+            model.dataset = Dataset.load(folder / "dataset")
+            tensors = load_file(folder / "model.safetensors")
+            codes = vectors = None
+            table = pq.read_table(folder / "catalogue.parquet")
+            if "codes" in table.column_names:
+                column = table["codes"].combine_chunks()
+                codes = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+            if (folder / "vectors.safetensors").exists():
+                vectors = load_file(folder / "vectors.safetensors")["vectors"].numpy()
+        except (OSError, ValueError, KeyError, pa.ArrowException, SafetensorError) as error:
+            raise RunError(f"cannot read {folder}: {error}") from None
+        model.restore(tensors, vectors, codes)
+        return model
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished run folder, every file's checksum compared. Raises RunError as `Recommender.load`."""
+    recover(folder)
+    if not folder.is_dir():
+        raise RunError(f"there is no run folder {folder}")
+    path = folder / "manifest.json"
+    if not path.exists():
+        if (folder / "checkpoint").exists() or (folder / "config.yaml").exists():
+            raise RunError(f"the run in {folder} is not finished: go on with `asymrec fit DATA -o {folder} --resume`")
+        raise RunError(f"{folder} is not a run folder: it has no manifest.json")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        form, version, files = manifest["format"], manifest["asymrec"], manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RunError(f"{path} is damaged") from None
+    if form != FORMAT:
+        raise RunError(f"{folder} was written by asymrec {version} in format {form}, this is {__version__} with format {FORMAT}: use asymrec {version}")
+    for name, digest in files.items():
+        if not (folder / name).is_file():
+            raise RunError(f"{folder} is damaged: {name} is missing")
+        if checksum(folder / name) != digest:
+            raise RunError(f"{folder} is damaged: {name} is not what was written (checksum)")
+    return manifest
+
+
+def remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,210 @@
+"""Cross-entropies whose logits never exist all at once, and the sum of code embeddings that the catalogue's one needs.
+
+Each computes its gradients together with the loss, a chunk at a time, while the chunk's logits are still in the cache;
+backward only scales them. Memory is one chunk of logits, and no logit is computed twice.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CHUNK = 1 << 22  # logits at a time: 16 MiB in float32, about what stays in a processor's last-level cache
+
+
+class Pairs(NamedTuple):
+    """Distinct (row, column) pairs in order of row: which items each place has already seen."""
+
+    rows: Tensor  # int64 [pairs]
+    columns: Tensor  # int64 [pairs]
+
+
+def _gradient(logits: Tensor, targets: Tensor, seen: Pairs | None, repeat: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Logits [n, items] -> summed loss, softmax minus one-hot in the same precision, gradient of `repeat`."""
+    precision = logits.dtype
+    logits = logits.float()
+    if seen is not None:
+        logits[seen] += repeat
+    goal = targets.unsqueeze(1)
+    logits -= logits.amax(1, keepdim=True)
+    at_goal = logits.gather(1, goal)
+    probability = logits.exp_()
+    total = probability.sum(1, keepdim=True)
+    loss = (total.log() - at_goal).sum()
+    probability /= total
+    probability.scatter_add_(1, goal, torch.full_like(at_goal, -1.0))
+    return loss, probability.to(precision), None if seen is None else probability[seen].sum()
+
+
+def _gradient_compiled(logits: Tensor, targets: Tensor, seen: Pairs | None, repeat: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same as `_gradient` in one pass over bfloat16 logits, which it overwrites."""
+    from asymrec.nn.kernels import softmax_gradient
+
+    n = len(logits)
+    starts = np.zeros(n + 1, np.int64)
+    columns = np.zeros(0, np.int64)
+    if seen is not None:
+        np.cumsum(np.bincount(seen.rows.numpy(), minlength=n), out=starts[1:])
+        columns = seen.columns.numpy()
+    loss, d_repeat = np.empty(n, np.float32), np.empty(n, np.float32)
+    by = np.float32(0 if repeat is None else repeat.detach().item())
+    softmax_gradient(logits.view(torch.uint16).numpy(), targets.numpy(), starts, columns, by, loss, d_repeat)
+    return torch.tensor(loss.sum()), logits, torch.tensor(d_repeat.sum())
+
+
+class _CatalogueCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, states, table, targets, bias, seen, repeat, precision):
+        n, items = len(states), len(table)
+        chunk = max(1, CHUNK // items)
+        low_states, low_table = states.to(precision), table.to(precision)
+        loss = states.new_zeros((), dtype=torch.float32)
+        d_states = torch.empty_like(states)
+        d_table = torch.zeros_like(table, dtype=torch.float32)
+        d_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+        d_repeat = None if repeat is None else torch.zeros_like(repeat)
+        starts = list(range(0, n, chunk))
+        gradient = _gradient_compiled if precision == torch.bfloat16 and states.device.type == "cpu" else _gradient
+        if seen is not None:
+            cuts = torch.searchsorted(seen.rows, torch.tensor([*starts, n], device=states.device)).tolist()
+        for number, start in enumerate(starts):
+            part = slice(start, min(start + chunk, n))
+            logits = low_states[part] @ low_table.T
+            if bias is not None:
+                logits += bias
+            pairs = None
+            if seen is not None:
+                these = slice(cuts[number], cuts[number + 1])
+                pairs = Pairs(seen.rows[these] - start, seen.columns[these])
+            part_loss, probability, part_repeat = gradient(logits, targets[part], pairs, repeat)
+            loss += part_loss
+            if d_bias is not None:
+                d_bias += probability.sum(0, dtype=torch.float32)
+            if d_repeat is not None:
+                d_repeat += part_repeat
+            d_states[part] = probability @ low_table
+            d_table += probability.T @ low_states[part]
+        ctx.save_for_backward(d_states, d_table, d_bias, d_repeat)
+        ctx.count = n
+        return loss / n
+
+    @staticmethod
+    def backward(ctx, upstream):
+        scaled = [None if d is None else d * (upstream / ctx.count) for d in ctx.saved_tensors]
+        return scaled[0], scaled[1], None, scaled[2], None, scaled[3], None
+
+
+def catalogue_cross_entropy(
+    states: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    seen: Pairs | None = None,
+    repeat: Tensor | None = None,
+    precision: torch.dtype = torch.float32,
+) -> Tensor:
+    """Mean over n places of -log softmax(states @ table.T + bias [+ repeat at seen pairs])[target].
+
+    Args:
+        states: [n, width]; any scale or temperature is already in it.
+        table: [items, width].
+        targets: int64 [n].
+        bias: [items].
+        seen: pairs (place, item) whose logits get `repeat`.
+        repeat: scalar.
+        precision: of the matrix products; sums and exponentials are float32.
+    """
+    with torch.autocast(states.device.type, enabled=False):
+        return _CatalogueCrossEntropy.apply(states.float(), table.float(), targets, bias, seen, repeat, precision)
+
+
+class _HeadsCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, states, tables, codes, scale, precision):
+        heads, n, _ = states.shape
+        words = tables.shape[1]
+        chunk = max(1, CHUNK // (n * words))
+        loss = states.new_zeros((), dtype=torch.float32)
+        d_states = torch.empty_like(states)
+        d_tables = torch.empty_like(tables)
+        for start in range(0, heads, chunk):
+            part = slice(start, min(start + chunk, heads))
+            low_states, low_tables = states[part].to(precision), tables[part].to(precision)
+            logits = torch.bmm(low_states, low_tables.transpose(1, 2)).float() * scale
+            goal = codes[part].unsqueeze(2)
+            logits -= logits.amax(2, keepdim=True)
+            at_goal = logits.gather(2, goal)
+            probability = logits.exp_()
+            total = probability.sum(2, keepdim=True)
+            loss += (total.log() - at_goal).sum()
+            probability /= total
+            probability.scatter_add_(2, goal, torch.full_like(at_goal, -1.0))
+            probability = (probability * scale).to(precision)
+            d_states[part] = torch.bmm(probability, low_tables)
+            d_tables[part] = torch.bmm(probability.transpose(1, 2), low_states)
+        ctx.save_for_backward(d_states, d_tables)
+        ctx.count = heads * n
+        return loss / (heads * n)
+
+    @staticmethod
+    def backward(ctx, upstream):
+        d_states, d_tables = ctx.saved_tensors
+        return d_states * (upstream / ctx.count), d_tables * (upstream / ctx.count), None, None, None
+
+
+def heads_cross_entropy(states: Tensor, tables: Tensor, codes: Tensor, scale: float = 1.0, precision: torch.dtype = torch.float32) -> Tensor:
+    """Mean over H heads and n places of -log softmax(scale * states[h] @ tables[h].T)[codes[h]].
+
+    Args:
+        states: [H, n, width], each head's state.
+        tables: [H, K, width], each head's codewords.
+        codes: int64 [H, n], the target item's codes.
+        scale: 1 / temperature.
+        precision: of the matrix products.
+    """
+    with torch.autocast(states.device.type, enabled=False):
+        return _HeadsCrossEntropy.apply(states.float(), tables.float(), codes, scale, precision)
+
+
+class CodeSum(torch.nn.Module):
+    """The sum of each item's code embeddings, [H, K, width] -> [items, width].
+
+    Forward gathers rows by item; backward gathers by code through the inverted lists, so neither scatters and both are
+    deterministic.
+
+    Args:
+        codes: int [items, H].
+        words: K.
+    """
+
+    def __init__(self, codes: Tensor, words: int):
+        super().__init__()
+        items, heads = codes.shape
+        flat = (codes.long() + torch.arange(heads, device=codes.device) * words).reshape(-1)
+        order = torch.argsort(flat, stable=True)
+        counts = torch.bincount(flat, minlength=heads * words)
+        self.register_buffer("flat", flat.view(items, heads).int(), persistent=False)
+        self.register_buffer("owners", (order // heads).int(), persistent=False)
+        self.register_buffer("starts", (counts.cumsum(0) - counts).int(), persistent=False)
+
+    def forward(self, table: Tensor, rows: Tensor | None = None) -> Tensor:
+        """rows: int64, some items instead of all."""
+        if rows is not None:
+            return F.embedding_bag(self.flat[rows], table.flatten(0, 1), mode="sum")
+        return _CodeSum.apply(table.flatten(0, 1), self.flat, self.owners, self.starts)
+
+
+class _CodeSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, table, flat, owners, starts):
+        ctx.save_for_backward(owners, starts)
+        return F.embedding_bag(flat, table, mode="sum")
+
+    @staticmethod
+    def backward(ctx, upstream):
+        owners, starts = ctx.saved_tensors
+        return F.embedding_bag(owners, upstream.contiguous(), starts, mode="sum"), None, None, None

@@ -1,0 +1,51 @@
+"""MSP, multi-expert semantic projection: how AsymRec reads an item (arXiv 2605.14512).
+
+h_i = sum_e alpha_{i,e} f_e(x_i), where x_i is the item's continuous vector, f_e a two-layer MLP and alpha_i the softmax of a
+linear gate over the E experts. Every expert is always used: no top-k, no balancing loss, and no code is looked up.
+
+Not in the paper, our choice: f_e is Linear, GELU, Linear with an inner width of d_model, and x is standardised first.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class MSP(nn.Module):
+    """Item vectors [n, d] -> [n, width].
+
+    Args:
+        d: width of the item vectors.
+        width: d_model.
+        experts: E.
+        dropout: on the inner activations of the experts.
+    """
+
+    def __init__(self, d: int, width: int, experts: int = 3, dropout: float = 0.0):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(d))
+        self.register_buffer("scale", torch.ones(d))
+        self.gate = nn.Linear(d, experts)
+        # The experts' first layers are one matrix, and so are their second: two products for all of them.
+        self.first = nn.Linear(d, experts * width)
+        self.second = nn.Parameter(torch.empty(experts, width, width))
+        self.bias = nn.Parameter(torch.zeros(experts, width))
+        self.experts, self.width, self.dropout = experts, width, dropout
+        nn.init.normal_(self.first.weight, std=d**-0.5)
+        nn.init.zeros_(self.first.bias)
+        nn.init.normal_(self.second, std=width**-0.5)
+
+    def standardise(self, vectors: Tensor) -> None:
+        """Take mean and spread of each dimension from the training items' vectors [n, d]."""
+        self.mean.copy_(vectors.mean(0))
+        self.scale.copy_(1 / vectors.std(0).clamp_min(1e-6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (x - self.mean) * self.scale
+        alpha = F.softmax(self.gate(x), -1)  # [n, E]
+        inner = F.dropout(F.gelu(self.first(x)), self.dropout, self.training).view(-1, self.experts, self.width)
+        # The gate is applied before the second layer, so that sum over experts and second layer are one product.
+        gated = (inner * alpha.unsqueeze(-1)).flatten(1)
+        return gated @ self.second.view(-1, self.width) + alpha @ self.bias
