@@ -257,5 +257,5 @@ def test_bootstrap_aligns_by_user():
         paired_bootstrap(system(ranks), system(ranks, users + 100))
     other = system(ranks)
     other.targets[17] += 1
-    with pytest.raises(EvaluationError, match=r"1 users have other targets .* first user row 17"):
+    with pytest.raises(EvaluationError, match=r"1 users have other targets .* user row 17"):
         paired_bootstrap(system(ranks), other)

@@ -91,4 +91,4 @@ def _check_targets(a: Evaluation, b: Evaluation, users: np.ndarray, rows_a: np.n
         different = np.add.reduceat((targets_a != targets_b).astype(np.int64), np.cumsum(sizes_a) - sizes_a) > 0
     if different.any():
         first = users[different.argmax()]
-        raise EvaluationError(f"{int(different.sum())} users have other targets in the two evaluations, first user row {first}: other splits")
+        raise EvaluationError(f"{int(different.sum())} users have other targets in the two evaluations, the first is user row {first}")
