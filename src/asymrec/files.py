@@ -10,6 +10,7 @@ import ctypes
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from asymrec.errors import DataError, RunError
+from asymrec.errors import AsymrecError, DataError, RunError
 
 _PIP_SECONDS = 1800
 
@@ -53,11 +54,9 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
             raise  # the block failed at a file of its own: not ours to explain
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
     except Exception as error:
-        # compiled writers (safetensors, torch) wrap the system's error in a type of their own
-        full = os.strerror(errno.ENOSPC)
-        if isinstance(error, RunError) or (full not in str(error) and "os error 28" not in str(error)):
+        if isinstance(error, AsymrecError) or (cause := _wrapped(error)) is None:
             raise
-        raise RunError(f"cannot write {path}: {full}") from error
+        raise RunError(f"cannot write {path}: {cause}") from error
     finally:
         if not done:
             _remove(temporary)
@@ -196,6 +195,13 @@ def _make_folders(folder: Path, made: list[Path]) -> None:
     for each in reversed(missing):
         each.mkdir(exist_ok=True)
         made.append(each)
+
+
+def _wrapped(error: Exception) -> str | None:
+    """The system's refusal to write that a compiled writer (safetensors) has put into an error type of its own, as `(os error 28)`."""
+    number = re.search(r"os error (\d+)", str(error))
+    refusals = {errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, getattr(errno, "EDQUOT", errno.ENOSPC)}
+    return os.strerror(int(number[1])) if number and int(number[1]) in refusals else None
 
 
 def _remove(path: Path) -> None:

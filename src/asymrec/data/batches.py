@@ -38,9 +38,10 @@ class PackedBatch:
         return 1.0 - float(self.length.sum()) / max(1, self.items.size)
 
     @property
-    def last(self) -> tuple[np.ndarray, np.ndarray]:
-        """(row, place) of the newest item of each history, for histories that are not empty."""
-        return self.row, self.start + self.length - 1
+    def places(self) -> np.ndarray:
+        """int64 [total]: where in the flattened rows each kept item stands, history after history, oldest first."""
+        first = self.row * self.items.shape[1] + self.start - (np.cumsum(self.length) - self.length)
+        return np.repeat(first, self.length) + np.arange(self.length.sum())
 
 
 def pack(sequences: Sequences, rows: np.ndarray | None, width: int) -> PackedBatch:

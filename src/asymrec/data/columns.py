@@ -63,11 +63,8 @@ def id_keys(source: Source, column: str) -> pa.Array:
 
 def normal_keys(values: pa.Array | pa.ChunkedArray) -> pa.Array:
     """int64 for whole numbers, large_binary for bytes and UUIDs, large_string for all else; NaN becomes null."""
-    if isinstance(values, pa.ChunkedArray):
-        values = values.unify_dictionaries() if pa.types.is_dictionary(values.type) else values
-        values = values.combine_chunks()
-        if isinstance(values, pa.ChunkedArray):  # too large for one array of its own type
-            values = pa.chunked_array(values.chunks, type=values.type)
+    if isinstance(values, pa.Array):
+        values = pa.chunked_array([values])
     if isinstance(values.type, pa.BaseExtensionType):
         values = values.cast(values.type.storage_type)
     if pa.types.is_dictionary(values.type):
@@ -76,14 +73,14 @@ def normal_keys(values: pa.Array | pa.ChunkedArray) -> pa.Array:
     if pa.types.is_nested(kind):
         raise TypeError(f"{kind} cannot be an id")
     if pa.types.is_floating(kind):
-        values = pc.if_else(pc.is_finite(values.cast(pa.float64())), values, None)
+        values = pc.if_else(pc.is_finite(values), values, pa.scalar(None, kind))
     if pa.types.is_floating(kind) or pa.types.is_integer(kind):
         try:
-            return _whole(values.cast(pa.int64()))
+            return values.cast(pa.int64()).combine_chunks()
         except pa.ArrowException:  # fractions, or beyond 63 bits
-            return _whole(values.cast(pa.large_string()))
+            return values.cast(pa.large_string()).combine_chunks()
     binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
-    return _whole(values.cast(pa.large_binary() if binary else pa.large_string()))
+    return values.cast(pa.large_binary() if binary else pa.large_string()).combine_chunks()
 
 
 def read_positions(source: Source, column: str) -> np.ndarray:
@@ -95,7 +92,7 @@ def read_positions(source: Source, column: str) -> np.ndarray:
             row = first_bad(values, lambda part: part.cast(pa.float64()))
         raise source.error(f"positions must be numbers, found {values.type}", column, row if row >= 0 else None)
     if pa.types.is_floating(values.type):
-        values = pc.if_else(pc.is_finite(values), values, None)
+        values = pc.if_else(pc.is_finite(values), values, pa.scalar(None, values.type))
     if values.null_count:
         raise source.error(f"null position ({_count(values.null_count, len(values))})", column, first_true(values.is_null()))
     return values.cast(pa.float64() if pa.types.is_floating(values.type) else pa.int64()).to_numpy()
@@ -115,7 +112,8 @@ def read_times(source: Source, column: str) -> tuple[np.ndarray, np.ndarray, str
         values = _parsed(source, column, values)
     kind = values.type
     if pa.types.is_floating(kind):
-        values = pc.if_else(pc.is_finite(values.cast(pa.float64())), values.cast(pa.float64()), None)
+        values = values.cast(pa.float64())
+        values = pc.if_else(pc.is_finite(values), values, pa.scalar(None, pa.float64()))
     null = values.is_null().to_numpy() if values.null_count else np.zeros(len(values), bool)
     if pa.types.is_integer(kind):
         try:
@@ -147,9 +145,8 @@ def null_times(source: Source, column: str, null: np.ndarray) -> DataError:
 
 def _parsed(source: Source, column: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
     """Text as int64, float64 or timestamps: whichever reads all of it, else the error at the first row that the best cannot read."""
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        values = pc.utf8_trim_whitespace(values)
-    values = pc.if_else(pc.equal(values, ""), None, values)
+    values = pc.utf8_trim_whitespace(values)
+    values = pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values)
     furthest = -1
     for kind in (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC"), pa.timestamp("ns"), pa.timestamp("ns", "UTC")):
         try:
@@ -188,7 +185,3 @@ def _listed(columns: list[str]) -> str:
 
 def _count(bad: int, rows: int) -> str:
     return f"{bad:,} of {rows:,} rows"
-
-
-def _whole(values: pa.Array | pa.ChunkedArray) -> pa.Array:
-    return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
