@@ -74,7 +74,8 @@ def sample():
     n, users = 300, 400
     counts = (2000 / np.arange(1, n + 1) ** 1.1).astype(np.int64)
     counts[-30:] = 0
-    targets = rng.choice(n, users, p=(counts + 1) / (counts + 1).sum())
+    share = np.sqrt(counts + 1)
+    targets = rng.choice(n, users, p=share / share.sum())
     data = SimpleNamespace(
         users=np.arange(users),
         histories=Rows([rng.choice(n, size) for size in rng.integers(1, 70, users)]),

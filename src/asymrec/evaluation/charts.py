@@ -48,7 +48,8 @@ def line(points: Sequence[tuple[float, float]], title: str, from_zero: bool = Fa
         _, y = place(xs[0], value)
         parts.append(f'<path class="grid" d="M{left} {y:.1f}H{WIDTH - right}"/>')
         parts.append(f'<text class="tick" x="{left - 7}" y="{y + 4:.1f}" text-anchor="end">{value:.{digits}f}</text>')
-    for epoch in sorted({round(value) for value in ticks(xs[0], xs[-1])}):
+    parts.append(f'<text class="tick" x="{left - 7}" y="{height - bottom + 17}" text-anchor="end">epoch</text>')
+    for epoch in sorted({round(value) for value in ticks(xs[0], xs[-1], 8)}):
         x, _ = place(epoch, low)
         parts.append(f'<text class="tick" x="{x:.1f}" y="{height - bottom + 17}" text-anchor="middle">{epoch}</text>')
     path = " ".join(f"{'M' if at == 0 else 'L'}{x:.1f} {y:.1f}" for at, (x, y) in enumerate(place(*point) for point in points))
@@ -57,11 +58,9 @@ def line(points: Sequence[tuple[float, float]], title: str, from_zero: bool = Fa
         x, y = place(epoch, value)
         parts.append(f'<circle class="touch" cx="{x:.1f}" cy="{y:.1f}" r="7"><title>epoch {epoch:g}: {value:.4f}</title></circle>')
         if epoch == mark:
-            anchor, dx = ("end", -9) if x > WIDTH * 0.55 else ("start", 9)
+            parts.append(f'<path class="drop" d="M{x:.1f} {y:.1f}V{height - bottom}"/>')
             parts.append(f'<circle class="best" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>')
-            # below the curve, where a curve that has come to its best leaves room
-            said = f"best {value:.4f}, epoch {epoch:g}"
-            parts.append(f'<text class="note" x="{x + dx:.1f}" y="{y + 22:.1f}" text-anchor="{anchor}">{said}</text>')
+            parts.append(f'<text class="note" x="{WIDTH - right}" y="13" text-anchor="end">best {value:.4f}, epoch {epoch:g}</text>')
     return "".join([*parts, "</svg>"])
 
 
@@ -100,8 +99,10 @@ def legend(series: Sequence[str]) -> str:
     return f'<ul class="legend">{keys}</ul>'
 
 
-def heat(perplexity: Sequence[Sequence[float]], dead: Sequence[Sequence[int]] | None, codewords: int) -> str:
-    """Facets across, levels down: how much of each codebook is used. perplexity, dead: [facets][levels]."""
+def heat(
+    perplexity: Sequence[Sequence[float]], dead: Sequence[Sequence[int]] | None, codewords: int, r2: Sequence[float] | None = None
+) -> str:
+    """Facets across, levels down: how much of each codebook is used. perplexity, dead: [facets][levels]; r2: after each level."""
     facets, levels = len(perplexity), len(perplexity[0])
     rows = []
     for level in range(levels):
@@ -116,7 +117,7 @@ def heat(perplexity: Sequence[Sequence[float]], dead: Sequence[Sequence[int]] | 
         mean = sum(perplexity[facet][level] for facet in range(facets)) / facets
         unused = "" if dead is None else f"{sum(dead[facet][level] for facet in range(facets)):,} unused"
         rows.append(
-            f'<div class="heat-label">level {level + 1}</div>'
+            f'<div class="heat-label">level {level + 1}{"" if r2 is None else f"<br><small>R² {r2[level]:.3f}</small>"}</div>'
             f'<div class="cells" style="grid-template-columns:repeat({facets},1fr)">{"".join(cells)}</div>'
             f'<div class="heat-sum">mean {mean:.0f}<br><small>{unused}</small></div>'
         )

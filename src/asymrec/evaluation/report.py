@@ -37,13 +37,11 @@ EXPLAINED = {
 CODEBOOK = {
     "energy_kept": "energy kept by the projection",
     "r2": "R² of the decoded vectors",
-    "neighbour_recall": "nearest ten that stay so",
+    "neighbour_recall": "of ten nearest, still nearest",
     "usage_gini": "Gini of codeword use",
     "dead_codebooks": "dead codebooks",
-    "identical_ids": "items with an id not their own, before repair",
-    "shared_ids": "of them, of different vectors",
-    "repaired_identical_ids": "items with an id not their own, after repair",
-    "repaired_shared_ids": "of them, of different vectors, after repair",
+    "identical_ids": "items that share their id",
+    "shared_ids": "with items of other vectors",
 }
 
 
@@ -57,7 +55,7 @@ def write_report(path: str | Path, facts: dict[str, Any]) -> None:
     - curves: [{"epoch": int, "loss": float, "ndcg": float | None, "seconds": float}], ndcg of the validation, at 10
     - codebook: `quantize.report.report(...)`; used are code_shape, codewords, perplexity and dead_codes [facets][levels],
       dead_codebooks, energy_kept, energy_kept_start, space_r2 (a level each), r2, neighbour_recall, usage_gini, identical_ids,
-      shared_ids, repaired_identical_ids, repaired_shared_ids
+      shared_ids, repaired_identical_ids, repaired_shared_ids; shares in 0 .. 1
     - examples: [{"user": id, "history": [title], "recommended": [{"title", "score": float, "hit": bool}], "targets": [title]}],
       histories oldest first
     - config: {section: {setting: value}} or {setting: value}; environment: {label: value}; seconds: {stage: seconds} or a number
@@ -138,7 +136,7 @@ def _comparisons(found: list[dict]) -> str:
         interval = f"95 % interval {_signed(one['low'])} to {_signed(one['high'])}"
         chance = "p < 0.001" if one["p"] < 0.001 else f"p = {one['p']:.3f}"
         lines.append(f"{what}: {_signed(one['difference'])} ({interval}, {chance}, {one['users']:,} users).")
-    return f"<h3>Is the difference real?</h3>{_list(lines, 'notes')}<p class='aside'>Paired bootstrap over users.</p>" if lines else ""
+    return f"<h3>Is the difference real? <small>paired bootstrap over users</small></h3>{_list(lines, 'notes')}" if lines else ""
 
 
 def _slices(facts: dict) -> str:
@@ -208,17 +206,25 @@ def _codebook(facts: dict) -> str:
         if is_number(book.get(key)):
             counted = key == "dead_codebooks"
             known[label] = f"{book[key]:,}" if counted else f"{book[key]:.3f}" if key in ("r2", "usage_gini") else percent(book[key])
-    if is_number(book.get("energy_kept")) and is_number(book.get("energy_kept_start")):
-        known[CODEBOOK["energy_kept"]] += f" (start {percent(book['energy_kept_start'])})"
-    if book.get("space_r2"):
-        known["R² after each level, projected"] = " · ".join(f"{value:.3f}" for value in book["space_r2"])
-    text = _figures(known)
+    small = {
+        CODEBOOK[key]: f"{said} {percent(book[other])}"
+        for key, other, said in (
+            ("energy_kept", "energy_kept_start", "at the start"),
+            ("identical_ids", "repaired_identical_ids", "after the repair"),
+            ("shared_ids", "repaired_shared_ids", "after the repair"),
+        )
+        if is_number(book.get(other))
+    }
+    text = _figures(known, small)
     if perplexity and perplexity[0]:
         codewords = book.get("codewords_fitted") or book.get("codewords") or max(max(row) for row in perplexity)
+        r2 = book.get("space_r2")
+        r2 = r2 if isinstance(r2, list) and len(r2) == len(perplexity[0]) else None
         text += (
             f'<p class="aside">Each cell is a codebook; the stronger its colour, the more of its {codewords:,} codewords carry items '
-            "(perplexity: the number of codewords that, used alike, would be as varied).</p>"
-            f'<div class="card">{charts.heat(perplexity, book.get("dead_codes"), codewords)}</div>'
+            "(perplexity: the number of codewords that, used alike, would be as varied)"
+            f'{"; R² is that of the projected vectors after each level" if r2 else ""}.</p>'
+            f'<div class="card">{charts.heat(perplexity, book.get("dead_codes"), codewords, r2)}</div>'
         )
     return _section("Codebooks", text)
 
@@ -296,10 +302,12 @@ def _table(head: str, body: str) -> str:
     return f'<div class="scroll" tabindex="0"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
 
 
-def _figures(known: dict[str, Any]) -> str:
+def _figures(known: dict[str, Any], small: dict[str, str] | None = None) -> str:
+    """Labels with large figures, some with a small line below."""
     if not known:
         return ""
-    cells = (f"<div><dt>{escape(str(label))}</dt><dd>{_plain(value)}</dd></div>" for label, value in known.items())
+    below = {label: f"<small>{escape(said)}</small>" for label, said in (small or {}).items()}
+    cells = (f"<div><dt>{escape(str(label))}</dt><dd>{_plain(value)}{below.get(label, '')}</dd></div>" for label, value in known.items())
     return f'<dl class="facts">{"".join(cells)}</dl>'
 
 
@@ -338,4 +346,4 @@ def _term(name: str, shown: str | None = None) -> str:
 
 
 def _slice_name(kind: str, name: str) -> str:
-    return {"mid": "middle", "tail": "tail", "head": "head", "cold": "cold"}.get(name, name) if kind == "popularity" else f"{name} items"
+    return {"mid": "middle"}.get(name, name) if kind == "popularity" else f"{name} items".replace("-", "–")

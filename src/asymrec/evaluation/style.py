@@ -30,7 +30,7 @@ a { color: var(--s0); }
 .facts div { min-width: 0; }
 .facts dt { color: var(--soft); font-size: .82rem; }
 .facts dd { margin: 0; font-size: 1.2rem; font-weight: 600; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
-.facts dd small { font-weight: 400; }
+.facts dd small { display: block; font-weight: 400; font-size: .82rem; }
 .notes { margin: .8rem 0 0; padding-left: 1.2rem; color: var(--soft); font-size: .92rem; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; background: var(--card); }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
@@ -57,6 +57,7 @@ svg .value { font-size: 11px; }
 svg .grid { stroke: var(--line); fill: none; }
 svg .curve { stroke: var(--s0); stroke-width: 2; fill: none; stroke-linejoin: round; }
 svg .best { fill: var(--s0); stroke: var(--card); stroke-width: 2; }
+svg .drop { stroke: var(--soft); stroke-dasharray: 2 3; fill: none; }
 svg .touch { fill: transparent; }
 svg .s0, .key.s0 { fill: var(--s0); background: var(--s0); }
 svg .s1, .key.s1 { fill: var(--s1); background: var(--s1); }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 GROUPS = {"head": "the most popular items", "mid": "the middle", "tail": "the long tail", "cold": "items never seen in training"}
+ENOUGH = 30  # users below which a slice is not worth a sentence
 
 
 def summary(facts: dict[str, Any]) -> str:
@@ -114,7 +115,8 @@ def _reach(mine: dict, others: dict, k: int) -> str:
 
 
 def _weak(found: dict, protocol: str, ndcg: str) -> str:
-    groups = {name: part[protocol][ndcg] for name, part in (found.get("slices") or {}).get("popularity", {}).items() if protocol in part}
+    slices = (found.get("slices") or {}).get("popularity", {})
+    groups = {name: part[protocol][ndcg] for name, part in slices.items() if part["users"] >= ENOUGH}
     if len(groups) < 2 or not max(groups.values()):
         return ""
     best, worst = max(groups, key=groups.get), min(groups, key=groups.get)
