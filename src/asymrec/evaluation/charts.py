@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from html import escape
 
 WIDTH = 360
+COLOURS = 5  # s0 .. s4 in the style sheet
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
@@ -87,7 +88,7 @@ def bars(groups: Sequence[tuple[str, str, Sequence[float | None]]], series: Sequ
                 continue
             wide = value / most * (WIDTH - left - right)
             parts.append(
-                f'<rect class="s{number}" x="{left}" y="{bar:.1f}" width="{max(wide, 1):.1f}" height="{thick}" rx="2">'
+                f'<rect class="s{number % COLOURS}" x="{left}" y="{bar:.1f}" width="{max(wide, 1):.1f}" height="{thick}" rx="2">'
                 f"<title>{escape(name)}, {escape(label)}: {value:.4f}</title></rect>"
                 f'<text class="value" x="{left + wide + 5:.1f}" y="{bar + thick - 2.5:.1f}">{value:.4f}</text>'
             )
@@ -95,7 +96,7 @@ def bars(groups: Sequence[tuple[str, str, Sequence[float | None]]], series: Sequ
 
 
 def legend(series: Sequence[str]) -> str:
-    keys = "".join(f'<li><span class="key s{number}"></span>{escape(name)}</li>' for number, name in enumerate(series))
+    keys = "".join(f'<li><span class="key s{number % COLOURS}"></span>{escape(name)}</li>' for number, name in enumerate(series))
     return f'<ul class="legend">{keys}</ul>'
 
 

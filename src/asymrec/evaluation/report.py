@@ -114,6 +114,9 @@ def _accuracy(facts: dict) -> str:
         keys = [f"{name.lower()}@{cut}" for name in names for cut in ks]
         body = _rows(metrics, own, [(4, [found[protocol].get(key) for found in metrics.values()]) for key in keys], group=len(ks))
         parts.append(f"<h3>{_term(f'History {protocol}')}</h3>{_table(f'<tr><th></th>{head}</tr><tr><th></th>{under}</tr>', body)}")
+        if protocol == "removed" and (missed := metrics[own][protocol].get("missed")):
+            share = percent(missed / metrics[own]["targets"])
+            parts.append(f'<p class="aside">{share} of the held-out items were in the history already and count as missed here.</p>')
     protocol = protocols(metrics)[0]
     columns = [
         (digits, [found[protocol].get(f"{name}@{k}") for found in metrics.values()])

@@ -19,6 +19,7 @@ h1, h2, h3 { line-height: 1.2; text-wrap: balance; }
 h1 { font: 600 2.1rem/1.15 Charter, "Iowan Old Style", Georgia, serif; margin: 0 0 .3rem; letter-spacing: -.01em; }
 h2 { font: 600 1.35rem/1.2 Charter, "Iowan Old Style", Georgia, serif; margin: 3rem 0 .4rem; }
 h3 { font-size: 1rem; font-weight: 600; margin: 1.6rem 0 .4rem; }
+h3 small { font-weight: 400; }
 p { margin: .4rem 0 .8rem; max-width: 44rem; }
 .by { color: var(--soft); margin: 0; }
 .lead { font-size: 1.12rem; line-height: 1.6; margin: 1.4rem 0 0; padding: 1.1rem 1.3rem; max-width: none; background: var(--card);
@@ -26,7 +27,7 @@ p { margin: .4rem 0 .8rem; max-width: 44rem; }
 .aside { color: var(--soft); font-size: .92rem; }
 small { font-size: .82em; color: var(--soft); }
 a { color: var(--s0); }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: 1rem; margin: 1.2rem 0 0; padding: 0; }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: 1rem; margin: 1.2rem 0; padding: 0; }
 .facts div { min-width: 0; }
 .facts dt { color: var(--soft); font-size: .82rem; }
 .facts dd { margin: 0; font-size: 1.2rem; font-weight: 600; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
@@ -86,6 +87,7 @@ svg .s4, .key.s4 { fill: var(--s4); background: var(--s4); }
 li.hit { background: var(--good-tint); border-radius: 4px; font-weight: 600; }
 li.hit .score { color: var(--good); }
 .found { color: var(--good); }
+.halves details { margin: 0; font-size: .92rem; }
 .held { margin: .8rem 0 0; padding-top: .6rem; border-top: 1px solid var(--line); font-size: .92rem; max-width: none; }
 details { margin-top: 1rem; }
 summary { cursor: pointer; font-weight: 500; }
