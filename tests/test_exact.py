@@ -159,6 +159,14 @@ def test_more_queries_than_a_group_and_several_threads():
         torch.set_num_threads(1)
 
 
+def test_no_queries_and_no_candidates():
+    index = CodeIndex([[0, 1], [1, 1]], (2, 2))
+    rows, scores = index.search(np.zeros((0, 2, 2)), 3)
+    assert rows.shape == scores.shape == (0, 3)
+    rows, scores = index.search(np.zeros((9, 2, 2)), 3, only=[])
+    assert (rows == -1).all() and np.isneginf(scores).all()
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

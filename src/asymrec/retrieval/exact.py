@@ -10,12 +10,14 @@ Arrays in are numpy or torch, arrays out are numpy.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.functional import embedding_bag
+
+from asymrec.threads import spread
 
 BLOCK = 32  # queries scored together: two AVX-512 vectors, and a table of 48 * 256 lines (1.5 MB) stays in cache
 GROUP = 256  # queries whose tables are transposed at once, so that items' codes are read once for all of them
@@ -32,13 +34,12 @@ def score_codes(tables: Any, codes: Any) -> np.ndarray:
     b, heads, codewords = tables.shape
     codes = _codes(codes, (codewords,) * heads)
     out = np.empty((b, len(codes)), np.float32)
-    scorer = _CodeScorer(codes, heads, codewords, b)
-    for group in range(0, b, GROUP):
-        scorer.use(tables[group : group + GROUP])
-        for start in range(0, len(codes), CHUNK):
-            stop = min(start + CHUNK, len(codes))
-            for query, scores in scorer(slice(start, stop)):
-                out[group + query : group + query + scores.shape[1], start:stop] = scores.T
+    def fill(queries: slice) -> None:
+        part = out[queries]
+        for query, items, scores in _code_scores(tables[queries], codes, np.arange(len(codes), dtype=np.int32)):
+            part[query : query + scores.shape[1], items[0] : items[-1] + 1] = scores.T
+
+    spread(fill, _shares(b))
     return out
 
 
@@ -68,10 +69,9 @@ def search_dense(
     if states.shape[1] != items.shape[1]:
         raise ValueError(f"states are {states.shape[1]} wide, items {items.shape[1]}")
     rows = _candidates(len(items), only, deny)
-    best = _Best(len(states), k, exclude, len(items))
+    best = _Best(len(states), k, _Barred.of(exclude, len(states), len(items)))
     items, queries = torch.from_numpy(items), torch.from_numpy(states).T
-    for start in range(0, len(rows), CHUNK):
-        part = rows[start : start + CHUNK]
+    for part in _chunks(rows):
         best.offer((items[_run(part)] @ queries).numpy(), part)
     return best.lists()
 
@@ -103,86 +103,95 @@ class CodeIndex:
         if heads != len(self.codebook_sizes) or codewords < largest:
             raise ValueError(f"tables [b, {heads}, {codewords}] do not fit {len(self.codebook_sizes)} codebooks of up to {largest}")
         rows = _candidates(len(self), only, deny)
-        scorer = _CodeScorer(self.codes, heads, codewords, b)
+        barred = _Barred.of(exclude, b, len(self))
 
-        def collect(rows: np.ndarray) -> _Best:
-            best = _Best(b, k, exclude, len(self))
-            for group in range(0, b, GROUP):
-                scorer.use(tables[group : group + GROUP])
-                for start in range(0, len(rows), CHUNK):
-                    part = rows[start : start + CHUNK]
-                    for query, scores in scorer(_run(part)):
-                        best.offer(scores, part, group + query)
-            return best
+        def collect(queries: slice, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            best = _Best(queries.stop - queries.start, k, barred.of_queries(queries))
+            for query, part, scores in _code_scores(tables[queries], self.codes, rows):
+                best.offer(scores, part, query)
+            return best.lists()
 
-        threads = torch.get_num_threads() if b < FEW and rows.size >= 16 * CHUNK else 1  # embedding_bag has threads of its own
-        if threads == 1:
-            return collect(rows).lists()
-        with ThreadPoolExecutor(threads) as pool:
-            return _merge([best.lists() for best in pool.map(collect, np.array_split(rows, threads))])
+        if b < FEW and len(rows) >= 16 * CHUNK:
+            everyone, parts = slice(0, b), np.array_split(rows, torch.get_num_threads())
+            return _merge(spread(lambda part: collect(everyone, part), parts))
+        lists = spread(lambda queries: collect(queries, rows), _shares(b))
+        return tuple(np.concatenate(parts) for parts in zip(*lists))
 
 
-class _CodeScorer:
-    """Scores runs of items for up to GROUP queries: yields (first query, scores [items, queries]) block by block."""
+def _code_scores(tables: np.ndarray, codes: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yields (first query, rows [i], scores [i, q]) over all queries, and for each query over ascending rows."""
+    from asymrec.retrieval import kernels
 
-    def __init__(self, codes: np.ndarray, heads: int, codewords: int, queries: int):
-        self.codes, self.heads, self.few = codes, np.float32(heads), queries < FEW
-        self.base = np.arange(0, heads * codewords, codewords, dtype=np.int32)
-        # the blocks of a group share one memory: new pages for each would cost more than the transposition
-        self.memory = [] if self.few else [torch.zeros(heads * codewords, BLOCK) for _ in range(0, min(queries, GROUP), BLOCK)]
+    b, heads, codewords = tables.shape
+    divisor = np.float32(heads)
+    if b < FEW:
+        tables = tables / divisor
+        for part in _chunks(rows):
+            scores = np.empty((len(part), b), np.float32)
+            kernels.lookup(tables, codes[_run(part)], scores)
+            yield 0, part, scores
+        return
+    flat, base = tables.reshape(b, heads * codewords), np.arange(0, heads * codewords, codewords, dtype=np.int32)
+    # one memory for all groups: new pages for each would cost more than the transposition
+    memory = torch.zeros(-(-min(b, GROUP) // BLOCK), heads * codewords, BLOCK)
+    for group in range(0, b, GROUP):
+        blocks = [(first, flat[first : min(first + BLOCK, group + GROUP)]) for first in range(group, min(group + GROUP, b), BLOCK)]
+        for (_, block), table in zip(blocks, memory):
+            kernels.transpose(block, divisor, table.numpy())
+        for part in _chunks(rows):
+            lines = torch.from_numpy(codes[_run(part)] + base)
+            for (first, block), table in zip(blocks, memory):
+                yield first, part, embedding_bag(lines, table, mode="sum").numpy()[:, : len(block)]
 
-    def use(self, tables: np.ndarray) -> None:
-        if self.few:
-            self.tables = tables / self.heads
-            return
-        from asymrec.retrieval import kernels
 
-        self.blocks = []
-        for first, memory in zip(range(0, len(tables), BLOCK), self.memory):
-            block = tables[first : first + BLOCK].reshape(-1, self.base.size * tables.shape[2])
-            kernels.transpose(block, self.heads, memory.numpy())
-            self.blocks.append((first, len(block), memory))
+def _chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    return (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
 
-    def __call__(self, run: slice | np.ndarray):
-        from asymrec.retrieval import kernels
 
-        codes = self.codes[run]
-        if self.few:
-            scores = np.empty((len(codes), len(self.tables)), np.float32)
-            kernels.lookup(self.tables, codes, scores)
-            yield 0, scores
-        else:
-            lines = torch.from_numpy(codes + self.base)
-            for first, width, table in self.blocks:
-                yield first, embedding_bag(lines, table, mode="sum").numpy()[:, :width]
+def _shares(b: int) -> list[slice]:
+    """Queries for each thread: whole blocks."""
+    share = max(1, -(-b // torch.get_num_threads() // BLOCK)) * BLOCK if b >= FEW else FEW
+    return [slice(start, min(start + share, b)) for start in range(0, b, share)] or [slice(0, 0)]
+
+
+class _Barred:
+    """What each query must not get, as ascending rows in CSR."""
+
+    def __init__(self, offsets: np.ndarray, rows: np.ndarray):
+        self.offsets, self.rows = offsets, rows
+
+    @classmethod
+    def of(cls, exclude: Any, b: int, n: int) -> _Barred:
+        if exclude is None:
+            return cls(np.zeros(b + 1, np.int64), np.zeros(0, np.int64))
+        offsets = np.asarray(exclude.offsets, np.int64)
+        if len(offsets) != b + 1:
+            raise ValueError(f"exclude has {len(offsets) - 1} lists for {b} queries")
+        rows = _in_range(exclude.items, n, "exclude")[offsets[0] : offsets[-1]]
+        first = np.repeat(np.arange(b) * np.int64(n), np.diff(offsets))
+        return cls(offsets - offsets[0], np.sort(first + rows) - first)  # one sort by (query, row) instead of one a query
+
+    def of_queries(self, queries: slice) -> _Barred:
+        return _Barred(self.offsets[queries.start : queries.stop + 1], self.rows)
 
 
 class _Best:
     """The k best of each of b queries so far. Rows must be offered in ascending order."""
 
-    def __init__(self, b: int, k: int, exclude: Any = None, n: int = 0):
+    def __init__(self, b: int, k: int, barred: _Barred | None = None):
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
         self.scores = np.full((b, k), -np.inf, np.float32)
         self.rows = np.full((b, k), -1, np.int32)
-        self.offsets, self.excluded = np.zeros(1, np.int64), np.zeros(0, np.int64)
-        if exclude is not None:
-            self.offsets, items = np.ascontiguousarray(exclude.offsets, np.int64), np.asarray(exclude.items, np.int64)
-            if len(self.offsets) != b + 1:
-                raise ValueError(f"exclude has {len(self.offsets) - 1} lists for {b} queries")
-            # one sort by (query, row) instead of one sort a query
-            queries = np.repeat(np.arange(b), np.diff(self.offsets))
-            items = items[self.offsets[0] : self.offsets[-1]]
-            self.offsets = self.offsets - self.offsets[0]
-            self.excluded = np.sort(queries * np.int64(n) + _in_range(items, n, "exclude")) - queries * np.int64(n)
+        self.barred = barred
 
     def offer(self, scores: np.ndarray, rows: np.ndarray, query: int = 0) -> None:
-        """scores [items, queries] of the rows [items], for the queries from `query` on."""
+        """scores [i, q] of the rows [i], for the queries from `query` on."""
         from asymrec.retrieval import kernels
 
         span = slice(query, query + scores.shape[1])
-        offsets = self.offsets[query : query + scores.shape[1] + 1] if len(self.offsets) > 1 else self.offsets
-        if not kernels.keep(scores, rows, self.scores[span], self.rows[span], offsets, self.excluded):
+        barred = self.barred.of_queries(span)
+        if not kernels.keep(scores, rows, self.scores[span], self.rows[span], barred.offsets, barred.rows):
             raise ValueError("NaN among the scores")
 
     def lists(self) -> tuple[np.ndarray, np.ndarray]:

@@ -61,12 +61,11 @@ def _holds(items, low, high, row):
 def keep(scores, rows, best_scores, best_rows, offsets, excluded):
     """Offers candidates to the heaps of all queries: scores [n, b] (a candidate a line), rows [n] ascending, heaps [b, k].
 
-    `excluded[offsets[u] : offsets[u + 1]]`, ascending, are the rows that query u must not get; offsets [0] means no such list.
+    `excluded[offsets[u] : offsets[u + 1]]`, ascending, are the rows that query u must not get.
     Returns False when a score is NaN.
     """
     n, b = scores.shape
     k = best_scores.shape[1]
-    filtered = offsets.shape[0] > 1
     for start in range(0, b, BLOCK):
         stop = min(b, start + BLOCK)
         bar = best_scores[start:stop, 0].copy()
@@ -80,7 +79,7 @@ def keep(scores, rows, best_scores, best_rows, offsets, excluded):
                     score = block[i, u]
                     if score > bar[u]:
                         query = start + u
-                        if not (filtered and _holds(excluded, offsets[query], offsets[query + 1], rows[i])):
+                        if not _holds(excluded, offsets[query], offsets[query + 1], rows[i]):
                             _replace_root(best_scores[query], best_rows[query], k, score, rows[i])
                             bar[u] = best_scores[query, 0]
                     elif score != score:

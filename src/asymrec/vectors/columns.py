@@ -1,0 +1,157 @@
+"""Vectors that the user brings, and all views of an item side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from asymrec.config import VectorsConfig
+from asymrec.errors import AsymrecError, VectorError
+from asymrec.vectors.text import item_texts, text_columns, text_vectors
+
+if TYPE_CHECKING:
+    from asymrec.data.dataset import Dataset
+
+SUFFIXES = (".npy", ".parquet", ".safetensors")
+
+
+def item_vectors(dataset: Dataset, config: VectorsConfig, cache: bool = True, progress: bool = True) -> np.ndarray:
+    """float32 [n_items, d]: the text view and the further views side by side, each scaled to a mean norm of 1.
+
+    Without a column of text, or with `text: []`, the views alone. Raises VectorError: no text and no views; a view that cannot be used.
+    """
+    items = dataset.items
+    columns = config.text
+    if columns is None:  # the id is no text, whatever it looks like
+        columns = text_columns(items.drop_columns([name for name in items.column_names if items[name].equals(_ids(dataset))]))
+    if not columns and not config.views:
+        raise VectorError("items have neither text nor vectors: give a column of text (`text`), or vectors (`views`)")
+    views = {}
+    if columns:
+        texts = item_texts(items, columns)
+        views["text"] = text_vectors(texts, config.encoder, config.max_tokens, cache=cache, progress=progress)
+    for spec in config.views:
+        views[spec] = read_view(spec, dataset)
+    return np.concatenate([_scaled(vectors, name) for name, vectors in views.items()], axis=1)
+
+
+def read_view(spec: str, dataset: Dataset) -> np.ndarray:
+    """float32 [n_items, d], in the order of the item table.
+
+    spec: a column of lists of numbers in the item table; a `.npy` array or a `.safetensors` file with the tensor `vectors`, a row an
+    item of the item table, in its order; a `.parquet` file with the items' ids and a column of vectors, in any order.
+    Raises VectorError, with the first bad row and its item: not there, not readable, another number of rows, an item without a vector or
+    with two, unequal widths, a value that is not finite.
+    """
+    if spec in dataset.items.column_names:
+        vectors = _from_column(dataset.items[spec], f"column '{spec}'", dataset)
+    elif not spec.lower().endswith(SUFFIXES):
+        raise VectorError(f"view '{spec}' is neither a column of the item table nor a {', '.join(SUFFIXES)} file")
+    elif not (path := Path(spec).expanduser()).is_file():
+        raise VectorError(f"{spec}: no such file of vectors")
+    elif spec.lower().endswith(".parquet"):
+        vectors = _from_parquet(path, dataset)
+    else:
+        vectors = _from_array(path)
+        if len(vectors) != dataset.n_items:
+            raise VectorError(f"{spec} has {len(vectors):,} rows, the item table {dataset.n_items:,}")
+    if not vectors.shape[1]:
+        raise VectorError(f"view '{spec}': the vectors have no entries")
+    if (bad := ~np.isfinite(vectors).all(axis=1)).any():
+        raise VectorError(f"view '{spec}', {_place(int(bad.argmax()), dataset)}: a value that is not finite")
+    return vectors
+
+
+def _scaled(vectors: np.ndarray, name: str) -> np.ndarray:
+    norm = float(np.linalg.norm(vectors.astype(np.float64), axis=1).mean())
+    if norm == 0:
+        raise VectorError(f"view '{name}': all vectors are zero")
+    return (vectors / norm).astype(np.float32)
+
+
+def _from_array(path: Path) -> np.ndarray:
+    try:
+        if path.suffix.lower() == ".npy":
+            vectors = np.load(path, allow_pickle=False)
+        else:
+            from safetensors import safe_open
+
+            with safe_open(path, "torch") as file:  # torch, for numpy has no bfloat16
+                if "vectors" not in file.keys():  # noqa: SIM118 (not a dict)
+                    raise VectorError(f"{path} has no tensor `vectors`; it has {', '.join(sorted(file.keys())) or 'none'}")
+                tensor = file.get_tensor("vectors")
+                vectors = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    except VectorError:
+        raise
+    except Exception as error:  # safetensors and numpy each raise several kinds
+        raise VectorError(f"{path}: not readable as {path.suffix[1:]} ({' '.join(str(error).split())})") from None
+    if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
+        raise VectorError(f"{path}: expected numbers in two dimensions, found {vectors.dtype} {list(vectors.shape)}")
+    with np.errstate(over="ignore"):  # what does not fit float32 becomes inf, and is refused as such
+        return np.ascontiguousarray(vectors, np.float32)
+
+
+def _from_parquet(path: Path, dataset: Dataset) -> np.ndarray:
+    from asymrec.data.tables import read_table
+
+    try:
+        table = read_table(path, str(path)).table
+    except AsymrecError as error:
+        raise VectorError(str(error)) from None
+    lists = [field.name for field in table.schema if _is_vector(field.type)]
+    if len(lists) != 1:
+        raise VectorError(f"{path}: expected one column of vectors, found {', '.join(lists) or 'none'}")
+    ids, named = _ids(dataset), set(dataset.items.column_names)
+    others = [field.name for field in table.schema if not pa.types.is_nested(field.type)]
+    same = [name for name in others if name in named and dataset.items[name].equals(ids)]
+    if len(same or others) != 1:
+        raise VectorError(f"{path}: which column holds the items' ids? found {', '.join(others) or 'none'}; name it as in the item table")
+    name = (same or others)[0]
+    try:
+        theirs = table[name].cast(ids.type)
+    except pa.ArrowException:
+        raise VectorError(f"{path}, column '{name}': {table[name].type} cannot be read as the items' ids ({ids.type})") from None
+    counts = pc.value_counts(theirs.filter(pc.is_in(theirs, value_set=ids.combine_chunks())))
+    twice = counts.filter(pc.greater(counts.field("counts"), 1)) if len(counts) else counts
+    if len(twice):
+        raise VectorError(f"{path}, column '{name}': item {twice[0]['values'].as_py()!r} has {twice[0]['counts'].as_py()} vectors")
+    rows = pc.index_in(ids, value_set=theirs.combine_chunks())
+    if rows.null_count:
+        first = ids[pc.index(pc.is_null(rows), pa.scalar(True)).as_py()].as_py()
+        raise VectorError(f"{path}: {rows.null_count:,} of {len(ids):,} items have no vector, the first is {first!r}")
+    return _from_column(table[lists[0]].take(rows), f"{path}, column '{lists[0]}'", dataset)
+
+
+def _from_column(column: pa.ChunkedArray, name: str, dataset: Dataset) -> np.ndarray:
+    if not _is_vector(column.type):
+        raise VectorError(f"{name} holds {column.type}, not lists of numbers")
+    if column.null_count:
+        raise VectorError(f"{name}, {_place(pc.index(pc.is_null(column), pa.scalar(True)).as_py(), dataset)}: no vector")
+    widths = pc.list_value_length(column).to_numpy()
+    if (bad := widths != widths[0]).any():
+        row = int(bad.argmax())
+        raise VectorError(f"{name}, {_place(row, dataset)}: {widths[row]} entries, the first item has {widths[0]}")
+    flat = pc.list_flatten(column)
+    if flat.null_count:
+        row = pc.index(pc.is_null(flat), pa.scalar(True)).as_py() // int(widths[0])
+        raise VectorError(f"{name}, {_place(row, dataset)}: a null in the vector")
+    with np.errstate(over="ignore"):
+        return flat.to_numpy().astype(np.float32).reshape(len(column), int(widths[0]))
+
+
+def _is_vector(kind: pa.DataType) -> bool:
+    nested = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return nested and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
+
+
+def _ids(dataset: Dataset) -> pa.ChunkedArray:
+    ids = dataset.item_ids
+    return ids if isinstance(ids, pa.ChunkedArray) else pa.chunked_array([ids])
+
+
+def _place(row: int, dataset: Dataset) -> str:
+    return f"row {row + 1:,} (item {dataset.item_ids[row].as_py()!r})"
