@@ -138,6 +138,9 @@ def test_the_whole_page(facts, tmp_path):
         assert value in page.text, value
     assert facts["metrics"]["popularity"]["removed"]["recall@5"] != kept["recall@5"]
     assert f"{facts['metrics']['popularity']['removed']['recall@5']:.4f}" in page.text
+    missed = facts["metrics"]["AsymRec"]["removed"]["missed"]
+    assert missed > 0
+    assert f"{percent(missed / 400)} of the held-out items were in the history already" in page.text
     assert "found at place 3" in page.text
     assert "not among the first 1" in page.text
     assert len([1 for tag, has in page.tags if tag == "i" and has["class"].startswith("cell")]) == 48
