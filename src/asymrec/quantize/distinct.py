@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 
 import numpy as np
 
@@ -47,22 +48,21 @@ def make_distinct(
     codes = codes.copy()
     if not groups:
         return codes
-    taken, fresh = np.sort(_hashes(codes)), set()
-    enumeration: dict[int, Iterator[Sequence[int]]] = {}  # leader row -> its alternatives, shared by items of the same vector
-    leader_of = dict(pair for rows in groups for pair in _leaders(rows, vectors))
-    for row in sorted(leader_of):
-        leader = leader_of[row]
-        if leader not in enumeration:
-            enumeration[leader] = alternatives(vectors[leader], codes[row])
-        for candidate in enumeration[leader]:
-            hashed = _hashes(np.asarray(candidate)[None])[0]
-            place = np.searchsorted(taken, hashed)
-            if hashed not in fresh and (place == len(taken) or taken[place] != hashed):
-                codes[row] = candidate
-                fresh.add(hashed)
-                break
-        else:
-            raise QuantizerError(f"{len(codes)} items cannot have distinct ids: use more facets, levels or codewords, or distinct=false")
+    taken, fresh, factors = np.sort(_hashes(codes)), set(), _factors(codes.shape[1])
+    for rows in groups:
+        enumerations: dict[int, Iterator[Sequence[int]]] = {}  # by leader: items of the same vector go on where the last one stopped
+        for row, leader in sorted(_leaders(rows, vectors)):
+            if leader not in enumerations:
+                enumerations[leader] = alternatives(vectors[leader], codes[rows[0]])
+            for candidate in enumerations[leader]:
+                hashed = np.asarray(candidate, dtype=np.uint64) @ factors
+                place = taken.searchsorted(hashed)
+                if hashed not in fresh and (place == len(taken) or taken[place] != hashed):
+                    codes[row] = candidate
+                    fresh.add(hashed)
+                    break
+            else:
+                raise QuantizerError(f"{len(codes)} items cannot have distinct ids: more facets or codewords are needed, or distinct=false")
     return codes
 
 
@@ -116,8 +116,12 @@ def _leaders(rows: np.ndarray, vectors: np.ndarray) -> Iterator[tuple[int, int]]
 
 def _hashes(codes: np.ndarray) -> np.ndarray:
     """uint64 [n]: a random linear form of each row, modulo 2^64."""
-    factors = np.random.default_rng(2**31).integers(1, 2**63, size=codes.shape[1], dtype=np.uint64) * np.uint64(2) + np.uint64(1)
     hashes = np.zeros(len(codes), dtype=np.uint64)
-    for column, factor in enumerate(factors):
+    for column, factor in enumerate(_factors(codes.shape[1])):  # a column at a time: no 64-bit copy of all codes
         hashes += codes[:, column].astype(np.uint64) * factor
     return hashes
+
+
+@cache
+def _factors(columns: int) -> np.ndarray:
+    return np.random.default_rng(2**31).integers(0, 2**64, size=columns, dtype=np.uint64) | np.uint64(1)

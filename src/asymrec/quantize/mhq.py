@@ -8,7 +8,8 @@ points by moving averages of counts and sums, c_k = m_k / N_k. W_P learns from
 What differs from the paper, which leaves the start and the upkeep of codebooks open:
 - As printed, the loss lets W_P turn into directions of low variance, which are easy to rebuild. W_P starts from principal
   directions, dealt to facets so that their energies balance, and learns at a small rate that falls to 0; the energy it keeps is
-  reported, and a fit that loses more than 5 points of it is refused.
+  reported, and a fit that loses more than 5 points of it is refused. The regularizer holds W_P near orthonormal rows; at the end it
+  is put on the nearest such matrix (unless lambda_reg = 0), so that the energy says where W_P looks, not how long it is.
 - Codebooks start from k-means, level by level on the residuals; codewords that fall out of use restart on a residual of the batch;
   a last pass puts each codeword on the mean of the items that choose it under the final W_P.
 - Vectors are centred and scaled to unit total variance, so that rates and lambdas mean the same for every encoder.
@@ -88,7 +89,7 @@ class MHQ(Quantizer):
         if len(vectors) > limit:
             rows = torch.randperm(len(vectors), generator=generator)[:limit].sort().values.numpy()
             vectors, weights = vectors[rows], weights[rows]
-        x, weights = torch.from_numpy(vectors), torch.from_numpy(weights).float()
+        x, weights = torch.from_numpy(vectors), torch.from_numpy(weights).float().clamp(min=1e-12)
 
         mean, covariance = _moments(x, weights)
         values, directions = torch.linalg.eigh(covariance)
@@ -120,6 +121,9 @@ class MHQ(Quantizer):
         codebooks = torch.stack(codebooks, 1)
         if config.quantizer_epochs:
             projection, codebooks = self._follow(x, weights, mean, prepare, projection, codebooks, generator)
+            if config.orthonormality and projection.isfinite().all():
+                left, _, right = torch.linalg.svd(projection.double(), full_matrices=False)
+                projection = (left @ right).float()
         kept = energy_kept(projection, spread)
         if not kept >= start - ENERGY_TO_LOSE:
             raise QuantizerError(
@@ -265,7 +269,7 @@ class MHQ(Quantizer):
             return last if levels == 1 else chain(last, variants(facet, facets[facet], (), True))
 
         residual = facets - sum((books[np.arange(m), level, chosen[:, level]] for level in range(levels - 1)), np.zeros_like(facets))
-        errors = np.square(residual[:, None] - books[:, levels - 1]).sum(2)
+        errors = np.square(residual[:, None] - books[:, levels - 1]).sum(2)  # not by expansion: copies of a codeword must tie exactly
         order = np.argsort(errors, axis=1, kind="stable")
         return combinations([ranked(facet) for facet in range(m)])
 
@@ -288,8 +292,8 @@ class MHQ(Quantizer):
         return {
             "energy_kept": kept,
             "energy_kept_start": start,
-            "facet_energy": (energy / energy.sum()).tolist(),
-            "energy_imbalance": float((energy - energy.mean()).abs().mean() / energy.mean()),
+            "facet_energy": (energy / energy.sum().clamp(min=1e-30)).tolist(),
+            "energy_imbalance": float((energy - energy.mean()).abs().mean() / energy.mean().clamp(min=1e-30)),
             "orthonormality_error": float((projection @ projection.T - torch.eye(wide, dtype=torch.float64)).norm()),
             "space_r2": (1 - error / max(float(energy.sum()) * len(vectors), 1e-30)).tolist(),
             "codewords_fitted": int(self._tensors["fitted"]),

@@ -51,6 +51,8 @@ def neighbour_recall(vectors: np.ndarray, decoded: np.ndarray, k: int = 10, quer
     """Share of the k nearest by cosine that stay among the k nearest when both the item and the others are decoded from codes."""
     n = len(vectors)
     k = min(k, n - 1)
+    if k < 1:
+        return 1.0
     rows = np.arange(n) if n <= queries else np.sort(np.random.default_rng(0).choice(n, queries, replace=False))
     found = 0
     for chunk in np.array_split(rows, -(-len(rows) // 512)):
