@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from asymrec.errors import ConfigError
 
 
+PRESETS = {path.stem: path for path in sorted(Path(__file__).with_name("presets").glob("*.yaml"))}
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
@@ -79,9 +82,9 @@ class TrainingConfig(Section):
 
     objective: Literal["catalogue", "heads"] = Field("catalogue", description="softmax over items, or the paper's mean cross-entropy over the M*L heads")
     temperature: float = Field(0.05, gt=0, description="divides the cosine before the softmax")
-    learning_rate: float = Field(2e-3, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    epochs: int = Field(60, ge=1)
+    learning_rate: float = Field(2e-3, gt=0, description="of AdamW, at the end of the warm-up; falls to 0 by half a cosine")
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW, on matrices")
+    epochs: int = Field(60, ge=1, description="passes over the training interactions, at most")
     patience: int = Field(10, ge=1, description="epochs without a better validation NDCG@10 before stopping")
     batch: int = Field(2048, ge=1, description="interactions a step")
     average: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of weights that is validated and kept; 0: none")
@@ -90,7 +93,7 @@ class TrainingConfig(Section):
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the learning rate rises")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 autocast where the processor has it")
     device: str = Field("auto", description="auto, cpu, cuda, mps")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of everything that is drawn: equal seeds give equal models")
 
 
 class Recipe(Section):
@@ -131,9 +134,10 @@ class Recipe(Section):
 
     @classmethod
     def read(cls, path: str | Path | None, **settings: Any) -> Recipe:
-        """A recipe from a YAML file (None: the defaults) with single settings on top."""
+        """A recipe from a YAML file or a preset's name (None: the defaults) with single settings on top."""
         if path is None:
             return cls.of(None, **settings)
+        path = _preset(path)
         try:
             tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
@@ -177,6 +181,62 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
     return settings
 
 
+def _preset(path: str | Path) -> Path:
+    """A bare name that is no file is a preset's. Raises ConfigError with the nearest."""
+    name = str(path)
+    if Path(path).exists() or Path(path).suffix or Path(path).name != name:
+        return Path(path)
+    if name not in PRESETS:
+        raise ConfigError(f"no file and no preset '{name}'{_nearest(name, PRESETS)}")
+    return PRESETS[name]
+
+
+def reference() -> str:
+    """docs/configuration.md: every section and setting with its default, range and meaning, as Markdown."""
+    lines = [
+        "# Settings",
+        "",
+        "Made by `python -m asymrec.config`. A setting has one name in Python (`AsymRec(facets=32)`), on the command line",
+        "(`--set facets=32`, or `--set quantizer.facets=32`) and in a YAML file (`--config FILE`):",
+        "",
+        "```yaml",
+        "quantizer: {facets: 32}",
+        "training:",
+        "  epochs: 40",
+        "```",
+        "",
+        "`--set` goes over `--config`, `--config` over the defaults. A run keeps all of them in its `config.yaml`, which is itself a",
+        "file for `--config`. An unknown setting is refused, and the nearest is named.",
+        "",
+        "Presets: `--config NAME` with a bare name takes one of " + ", ".join(f"`{name}`" for name in PRESETS) + ".",
+    ]
+    for name, field in Recipe.model_fields.items():
+        section = field.annotation
+        lines += ["", f"## {name}", "", *filter(None, [(section.__doc__ or "").strip()]), ""]
+        schemas = section.model_json_schema()["properties"]
+        lines += ["| setting | default | range | meaning |", "|---|---|---|---|"]
+        for leaf, value in section.model_fields.items():
+            default = yaml.safe_dump(section().model_dump(mode="json")[leaf], default_flow_style=True).splitlines()[0]
+            lines.append(f"| `{leaf}` | `{default}` | {_range(schemas[leaf])} | {(value.description or '').replace('|', '&#124;')} |")
+    return "\n".join(lines) + "\n"
+
+
+def _range(schema: dict[str, Any]) -> str:
+    """What a setting may be, in words, from its JSON schema."""
+    kinds = {"integer": "integer", "number": "number", "boolean": "`true`, `false`", "string": "text", "array": "list of text"}
+    bounds = {"minimum": ">= ", "exclusiveMinimum": "> ", "maximum": "<= ", "exclusiveMaximum": "< "}
+    words = []
+    for part in schema.get("anyOf", [schema]):
+        if part.get("type") != "null":
+            words.append(", ".join(f"`{choice}`" for choice in part["enum"]) if "enum" in part else kinds[part["type"]])
+            words += [f"{sign}{part[key]:,}" for key, sign in bounds.items() if key in part]
+    return ", ".join(words)
+
+
 def _nearest(name: str, known: Any) -> str:
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean '{match[0]}'?" if match else f"; known are {', '.join(known)}"
+
+
+if __name__ == "__main__":
+    print(reference(), end="")
