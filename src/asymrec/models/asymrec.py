@@ -65,8 +65,14 @@ class Network(nn.Module):
             self.head = CatalogueHead(codes, words, net.width, training.temperature)
         else:
             self.head = FacetHeads(codes.shape[1], words, net.width, net.inner, training.temperature)
-        self.repeat = nn.Parameter(torch.zeros(())) if net.repeat else None
+        self.again = nn.Parameter(torch.zeros(())) if net.repeat else None
+        self.temperature = training.temperature
         self.history = net.history
+
+    @property
+    def repeat(self) -> Tensor | None:
+        """What an item that the history holds gets on top of its logit; learned in units of the cosine, as the logit is."""
+        return None if self.again is None else self.again / self.temperature
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """A packed batch -> the state after each item of its histories, [total, width], history after history."""
@@ -173,8 +179,8 @@ class AsymRec(Recommender):
             return out
         known = histories.take(read)
         with torch.inference_mode():
-            batch = pack(known.last(self.network.history), self.network.history)
-            ends = torch.from_numpy(np.cumsum(np.minimum(known.lengths, self.network.history)) - 1)
+            batch = pack(known, None, self.network.history)
+            ends = torch.from_numpy(np.cumsum(batch.length) - 1)
             states = self.network(batch)[ends.to(self.network.vectors.device)]
             if self._items is not None:
                 items, bias = self._items
@@ -226,7 +232,7 @@ class _Step:
         inputs = pieces.between(pieces.offsets[:-1], pieces.offsets[1:] - 1)
         goals = pieces.between(pieces.offsets[:-1] + 1, pieces.offsets[1:]).items.astype(np.int64)
         with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
-            states = network(pack(inputs, network.history))
+            states = network(pack(inputs, None, network.history))
             if isinstance(network.head, FacetHeads):
                 return network.head.loss(states, network.codes[torch.from_numpy(goals).to(device)], self.precision)
         candidates, correction, slot = self._candidates(goals) if self.sampled else (None, None, None)

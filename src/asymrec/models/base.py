@@ -76,7 +76,8 @@ class Recommender:
 
     def fit(self, dataset: Dataset, split: Split | None = None, **options: Any) -> Recommender:
         """Learn from the training part of `split` (by default the recipe's split of `dataset`)."""
-        split = split or dataset.split(config=self.recipe.data)
+        data = self.recipe.data
+        split = split or dataset.split(data.split, data.validation_share, data.test_share)
         self._fit(dataset, split, **options)
         self.dataset = dataset
         return self

@@ -1,0 +1,115 @@
+"""The fused losses against torch's own, value and gradients."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from asymrec.nn import losses
+from asymrec.nn.losses import CodeSum, Pairs, catalogue_cross_entropy, heads_cross_entropy
+
+
+def leaf(*shape, seed, scale=1.0):
+    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).requires_grad_()
+
+
+@pytest.fixture
+def problem():
+    n, items, width = 37, 53, 16
+    generator = torch.Generator().manual_seed(4)
+    pairs = torch.unique(torch.randint(n * items, (90,), generator=generator))
+    return {
+        "states": leaf(n, width, seed=0),
+        "table": leaf(items, width, seed=1),
+        "bias": leaf(items, seed=2),
+        "repeat": torch.tensor(-0.7, requires_grad=True),
+        "targets": torch.randint(items, (n,), generator=generator),
+        "seen": Pairs(pairs // items, pairs % items),
+    }
+
+
+def plain(p):
+    logits = p["states"] @ p["table"].T
+    if p["bias"] is not None:
+        logits = logits + p["bias"]
+    if p["seen"] is not None:
+        mask = torch.zeros_like(logits)
+        mask[p["seen"].rows, p["seen"].columns] = 1
+        logits = logits + mask * p["repeat"]
+    return F.cross_entropy(logits, p["targets"])
+
+
+def gradients(loss, p):
+    learned = [p[name] for name in ("states", "table", "bias", "repeat") if p[name] is not None]
+    return torch.autograd.grad(3 * loss, learned)  # 3: what comes from upstream is passed on
+
+
+@pytest.mark.parametrize("chunk", [1 << 22, 53 * 5, 1])
+@pytest.mark.parametrize("without", [(), ("bias",), ("seen", "repeat"), ("bias", "seen", "repeat")])
+def test_catalogue_cross_entropy_is_cross_entropy(problem, monkeypatch, chunk, without):
+    monkeypatch.setattr(losses, "CHUNK", chunk)
+    problem |= dict.fromkeys(without)
+    fused = catalogue_cross_entropy(**problem)
+    expected = plain(problem)
+    torch.testing.assert_close(fused, expected)
+    for ours, theirs in zip(gradients(fused, problem), gradients(expected, problem)):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_the_compiled_kernel_agrees_with_the_plain_one_on_bfloat16():
+    generator = torch.Generator().manual_seed(7)
+    logits = (torch.randn(29, 301, generator=generator) * 5).bfloat16()
+    targets = torch.randint(301, (29,), generator=generator)
+    keys = torch.unique(torch.randint(29 * 301, (200,), generator=generator))
+    seen, repeat = Pairs(keys // 301, keys % 301), torch.tensor(-2.5)
+    for pairs in (seen, None):
+        loss, slope, by_repeat = losses._gradient(logits.clone(), targets, pairs, repeat)
+        loss_c, slope_c, by_repeat_c = losses._gradient_compiled(logits.clone(), targets, pairs, repeat)
+        torch.testing.assert_close(loss_c, loss, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(slope_c.float(), slope.float(), rtol=1e-2, atol=1e-5)  # one rounding to bfloat16
+        if pairs is not None:
+            torch.testing.assert_close(by_repeat_c, by_repeat, rtol=1e-4, atol=1e-4)
+
+
+def test_extreme_logits_stay_finite():
+    for precision in (torch.float32, torch.bfloat16):
+        states = torch.tensor([[300.0], [-300.0]], requires_grad=True)
+        table = torch.tensor([[1.0], [-1.0], [0.5]], requires_grad=True)
+        loss = catalogue_cross_entropy(states, table, torch.tensor([1, 1]), precision=precision)
+        loss.backward()
+        torch.testing.assert_close(loss, torch.tensor(300.0))
+        assert torch.isfinite(states.grad).all() and torch.isfinite(table.grad).all()
+
+
+def test_bfloat16_is_close_to_float32(problem):
+    exact = catalogue_cross_entropy(**problem)
+    low = catalogue_cross_entropy(**problem, precision=torch.bfloat16)
+    assert abs(exact - low) < 0.02 * abs(exact)
+
+
+@pytest.mark.parametrize("chunk", [1 << 22, 1])
+def test_heads_cross_entropy_is_the_mean_over_heads(monkeypatch, chunk):
+    monkeypatch.setattr(losses, "CHUNK", chunk)
+    heads, n, words, width = 5, 11, 7, 4
+    states, tables = leaf(heads, n, width, seed=0), leaf(heads, words, width, seed=1)
+    codes = torch.randint(words, (heads, n), generator=torch.Generator().manual_seed(2))
+    fused = heads_cross_entropy(states, tables, codes, scale=2.5)
+    logits = 2.5 * torch.einsum("hnd,hkd->hnk", states, tables)
+    expected = torch.stack([F.cross_entropy(logits[h], codes[h]) for h in range(heads)]).mean()
+    torch.testing.assert_close(fused, expected)
+    for ours, theirs in zip(torch.autograd.grad(fused, (states, tables)), torch.autograd.grad(expected, (states, tables))):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_code_sum_is_the_sum_of_looked_up_rows_and_so_is_its_gradient():
+    codes = torch.randint(6, (40, 3), generator=torch.Generator().manual_seed(0))  # some codewords are not used by any item
+    codes[:, 2] = 1
+    table = leaf(3, 6, 4, seed=1)
+    expected = sum(table[h][codes[:, h]] for h in range(3))
+    weight = torch.randn(40, 4, generator=torch.Generator().manual_seed(2))
+    fold = CodeSum(codes, 6)
+    torch.testing.assert_close(fold(table), expected)
+    (ours,) = torch.autograd.grad((fold(table) * weight).sum(), table)
+    (theirs,) = torch.autograd.grad((expected * weight).sum(), table, retain_graph=True)
+    torch.testing.assert_close(ours, theirs)
+    rows = torch.tensor([3, 3, 17])
+    torch.testing.assert_close(fold(table, rows), expected[rows])

@@ -1,0 +1,102 @@
+"""MSP, the packed decoder and the heads against their plain forms."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from asymrec.data import Sequences
+from asymrec.data.batches import pack
+from asymrec.nn.decoder import Decoder, causal_mask
+from asymrec.nn.heads import CatalogueHead, FacetHeads
+from asymrec.nn.losses import catalogue_cross_entropy
+from asymrec.nn.msp import MSP
+
+
+def test_msp_is_the_gated_sum_of_its_experts():
+    torch.manual_seed(0)
+    msp, x = MSP(12, 8, experts=3), torch.randn(20, 12) * 3 + 1
+    torch.nn.init.normal_(msp.bias)
+    msp.standardise(x)
+    z = (x - x.mean(0)) / x.std(0)
+    alpha = F.softmax(z @ msp.gate.weight.T + msp.gate.bias, -1)
+    expected = torch.zeros(20, 8)
+    for e in range(3):
+        rows = slice(8 * e, 8 * (e + 1))
+        inner = F.gelu(z @ msp.first.weight[rows].T + msp.first.bias[rows])
+        expected += alpha[:, e : e + 1] * (inner @ msp.second[e] + msp.bias[e])
+    torch.testing.assert_close(msp(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_mask_lets_a_place_see_its_own_past_and_nothing_else():
+    segment = torch.tensor([[0, 0, 1, 1, -1]])
+    expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]
+    assert causal_mask(segment)[0, 0].int().tolist() == expected
+
+
+@pytest.fixture
+def decoder():
+    torch.manual_seed(1)
+    decoder = Decoder(width=16, layers=2, heads=4, ffn=32, dropout=0.3, history=9).eval()
+    for weight in decoder.parameters():  # the start is almost linear and blind to positions: test a decoder that has learned
+        if weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=0.4)
+    return decoder
+
+
+def run(decoder, table, histories):
+    """States of packed histories, [total, width]."""
+    batch = pack(Sequences.of(histories), None, 9)
+    items = torch.from_numpy(np.maximum(batch.items, 0))
+    out = decoder(table[items], torch.from_numpy(batch.segment), torch.from_numpy(batch.position))
+    return out.flatten(0, 1)[torch.from_numpy(batch.places)]
+
+
+def test_a_packed_history_has_the_states_it_has_alone(decoder):
+    rng = np.random.default_rng(0)
+    table = torch.randn(30, 16)
+    histories = [rng.integers(30, size=n) for n in (1, 9, 4, 3, 2, 7, 5, 1)]
+    together = run(decoder, table, histories)
+    alone = torch.cat([run(decoder, table, [history]) for history in histories])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_state_does_not_depend_on_what_comes_later(decoder):
+    table = torch.randn(30, 16)
+    first = run(decoder, table, [[1, 2, 3, 4, 5]])
+    other = run(decoder, table, [[1, 2, 3, 9, 8]])
+    torch.testing.assert_close(first[:3], other[:3])
+    assert (first[3] - other[3]).abs().max() > 1e-3
+
+
+def test_order_matters(decoder):
+    table = torch.randn(30, 16)
+    assert (run(decoder, table, [[1, 2, 3]])[-1] - run(decoder, table, [[2, 1, 3]])[-1]).abs().max() > 1e-3
+
+
+def test_facet_heads_are_parallel_two_layer_mlps():
+    torch.manual_seed(2)
+    heads, states = FacetHeads(heads=5, words=7, width=16, inner=6, temperature=0.1), torch.randn(9, 16)
+    codes = torch.randint(7, (9, 5))
+    total = 0.0
+    for h in range(5):
+        inner = F.gelu(states @ heads.first[h] + heads.first_bias[h])
+        logits = F.cosine_similarity(inner[:, None], heads.second[h][None], dim=-1) / 0.1
+        total += F.cross_entropy(logits, codes[:, h])
+        torch.testing.assert_close(heads.log_probabilities(states)[:, h], logits.log_softmax(-1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(heads.loss(states, codes, torch.float32), total / 5, rtol=1e-4, atol=1e-5)
+
+
+def test_catalogue_head_scores_by_the_cosine_with_the_sum_of_code_embeddings():
+    torch.manual_seed(3)
+    codes, states = torch.randint(7, (13, 4)), torch.randn(9, 16)
+    head = CatalogueHead(codes, words=7, width=16, temperature=0.05)
+    torch.nn.init.normal_(head.bias)
+    vectors = torch.stack([sum(head.embedding[h, c] for h, c in enumerate(row)) for row in codes.tolist()])
+    bias = torch.stack([sum(head.bias[h, c, 0] for h, c in enumerate(row)) for row in codes.tolist()])
+    logits = F.cosine_similarity(states[:, None], vectors[None], dim=-1) / 0.05 + bias
+    table, item_bias = head.items()
+    torch.testing.assert_close(head.query(states) @ table.T + item_bias, logits, rtol=1e-4, atol=1e-4)
+    targets = torch.randint(13, (9,))
+    ours = catalogue_cross_entropy(head.query(states), table, targets, item_bias)
+    torch.testing.assert_close(ours, F.cross_entropy(logits, targets), rtol=1e-4, atol=1e-4)
