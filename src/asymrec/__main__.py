@@ -1,0 +1,3 @@
+from asymrec.cli import main
+
+main()

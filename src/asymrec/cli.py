@@ -1,0 +1,311 @@
+"""The command line. Each command is a thin shell over a Python function of the same meaning.
+
+Nothing heavy is imported before a command needs it: `--help` answers at once. Whatever the user's input can cause ends as one
+line on stderr and exit code 2; an interruption ends with 130.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from asymrec.errors import AsymrecError, RunError, UnknownIdError
+from asymrec.version import __version__
+
+HISTORY = 5  # latest titles that `recommend` shows
+EXAMPLES = 3  # ids that the message of an unknown one shows
+SEARCHED = 200_000  # ids among which the nearest is looked for
+
+
+class Commands(typer.core.TyperGroup):
+    """Where errors end, for every command."""
+
+    def invoke(self, ctx: Any) -> Any:
+        warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+        try:
+            return super().invoke(ctx)
+        except AsymrecError as error:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Generative recommendation: fit on two tables, evaluate, recommend.",
+)
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, made by `asymrec fit`.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"asymrec {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+    pass
+
+
+@app.command()
+def fit(
+    data: Annotated[
+        Path | None,
+        typer.Argument(metavar="DATA", help="Folder with interactions.* and items.*, or an interactions file.", show_default=False),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="Run folder to write.", show_default=False)] = ...,
+    items: Annotated[Path | None, typer.Option(metavar="FILE", help="Item table, where DATA is a file.")] = None,
+    model: Annotated[str, typer.Option(help="asymrec, itemknn or popularity.")] = "asymrec",
+    config: Annotated[str | None, typer.Option(metavar="FILE", help="Settings as YAML, or a preset: paper.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be repeated.")] = None,
+    user_column: Annotated[str | None, typer.Option(metavar="C", help="Column of the user id.")] = None,
+    item_column: Annotated[str | None, typer.Option(metavar="C", help="Column of the item id.")] = None,
+    time_column: Annotated[str | None, typer.Option(metavar="C", help="Column of the timestamp.")] = None,
+    position_column: Annotated[str | None, typer.Option(metavar="C", help="Column of the place in the user's sequence.")] = None,
+    drop_unknown: Annotated[bool, typer.Option("--drop-unknown", help="Drop interactions with items not in the item table.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted fit in RUN, with its data and settings.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in RUN, once the new one is finished.")] = False,
+) -> None:
+    """Fit a model on DATA, evaluate it beside the baselines, write a run folder with report.html."""
+    from asymrec.config import Recipe, parse_settings
+
+    chosen = parse_settings(settings or [])
+    columns = {"user": user_column, "item": item_column, "time": time_column, "position": position_column}
+    chosen |= {f"data.{role}": column for role, column in columns.items() if column is not None}
+    if drop_unknown:
+        chosen["data.drop_unknown"] = True
+    recipe = Recipe.read(config, **chosen)
+    if data is None and not resume:
+        raise RunError("DATA is missing: the folder or file to fit on")
+
+    from asymrec.machine import reuse_memory
+
+    reuse_memory()
+    from asymrec.progress import Progress
+    from asymrec.runs import fit_run
+
+    try:
+        with Progress() as progress:
+            facts = fit_run(
+                data, output, recipe, items=items, model=model, resume=resume, overwrite=overwrite, listener=progress
+            )
+    except KeyboardInterrupt:
+        print(f"interrupted; go on with: asymrec fit -o {output} --resume", file=sys.stderr)
+        raise typer.Exit(130) from None
+    _print_metrics(facts)
+    print(f"report: {output / 'report.html'}")
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    against: Annotated[Path | None, typer.Option(metavar="RUN2", help="Another run on the same data: is the difference real?")] = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate RUN on its test again, and rewrite its metrics.json and report.html."""
+    from asymrec.progress import Progress
+    from asymrec.runs import compare_runs, evaluate_run
+
+    with Progress() as progress:
+        facts = evaluate_run(run, progress)
+    compared = compare_runs(run, against) if against else []
+    if as_json:
+        print(json.dumps(facts | ({"against": compared} if against else {}), indent=1, ensure_ascii=False))
+        return
+    _print_metrics(facts)
+    if compared:
+        print(f"\n{run} minus {against}, paired bootstrap over {compared[0]['users']:,} users")
+        head = ["metric", "history", str(run), str(against), "difference", "95 % interval", "p"]
+        _print_table(
+            head,
+            [
+                [
+                    *(_label(one["metric"]), one["history"], f"{one['a']:.4f}", f"{one['b']:.4f}", f"{one['difference']:+.4f}"),
+                    *(f"{one['low']:+.4f} .. {one['high']:+.4f}", "< 0.001" if one["p"] < 0.001 else f"{one['p']:.3f}"),
+                ]
+                for one in compared
+            ],
+        )
+
+
+@app.command()
+def recommend(
+    run: Run,
+    user: Annotated[list[str] | None, typer.Option(metavar="U", help="User id; may be repeated.")] = None,
+    history: Annotated[
+        list[str] | None, typer.Option(metavar="A,B,C", help="Item ids instead of a user, oldest first; may be repeated.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="How many.")] = 10,
+    include_seen: Annotated[bool, typer.Option("--include-seen", help="Items of the history may be recommended again.")] = False,
+    only: Annotated[str | None, typer.Option(metavar="A,B|FILE", help="Recommend only these items; a file has one id a line.")] = None,
+    exclude: Annotated[str | None, typer.Option(metavar="A,B|FILE", help="Never these items.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Recommend items to users of the data set, or to anyone with a history."""
+    from asymrec.models import Recommender
+
+    model = Recommender.load(run)
+    dataset = model.dataset
+    allowed, denied = (None if given is None else _own_ids(dataset, "item", _listed(given)) for given in (only, exclude))
+    users = None if user is None else _own_ids(dataset, "user", user)
+    histories = None if history is None else [_own_ids(dataset, "item", _split(given)) for given in history]
+    ids, scores = model.recommend(histories, k, users=users, exclude_seen=not include_seen, only=allowed, exclude=denied)
+
+    titles = dataset.titles()
+    if histories is None:
+        sequences = dataset.sequences.take(dataset.user_rows(users))
+        rows = [sequences[at] for at in range(len(sequences))]
+    else:
+        rows = [dataset.item_rows(each) for each in histories]
+    shown = []
+    for at, (best, values) in enumerate(zip(ids, scores)):
+        found = enumerate(zip(best, dataset.item_rows(best), values), 1)
+        shown.append(
+            {
+                "user": None if users is None else users[at],
+                "history": [{"id": dataset.item_ids[int(row)].as_py(), "title": titles[row]} for row in rows[at]],
+                "items": [{"rank": rank, "id": own, "title": titles[row], "score": score} for rank, (own, row, score) in found],
+            }
+        )
+    if as_json:
+        print(json.dumps(shown, indent=1, ensure_ascii=False, default=str))
+        return
+    for at, one in enumerate(shown):
+        latest = [item["title"] for item in one["history"][-HISTORY:]]
+        earlier = len(one["history"]) - len(latest)
+        print(("" if at == 0 else "\n") + ("history" if users is None else f"user {one['user']}") + f" ({len(one['history'])} items)")
+        print("  latest: " + (" | ".join(latest) or "nothing") + (f"  (and {earlier:,} earlier)" if earlier else ""))
+        _print_table(["", "id", "title", "score"], [[str(i["rank"]), str(i["id"]), i["title"], f"{i['score']:.4f}"] for i in one["items"]])
+
+
+@app.command()
+def codes(
+    run: Run,
+    item: Annotated[str | None, typer.Option(metavar="ID", help="Show this item's codes and the items that share most of them.")] = None,
+    k: Annotated[int, typer.Option("-k", help="With --item: how many others.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """How well the codebooks are used and what the codes keep; with --item, one item's codes."""
+    from asymrec.runs import nearest_by_codes, read_codebook
+
+    if item is None:
+        from asymrec.quantize.report import describe
+
+        book = read_codebook(run)
+        print(json.dumps(book, indent=1) if as_json else describe(book))
+        return
+    from asymrec.models import Recommender
+
+    model = Recommender.load(run)
+    (own,) = _own_ids(model.dataset, "item", [item])
+    found = nearest_by_codes(model, own, k)
+    if as_json:
+        print(json.dumps(found, indent=1, ensure_ascii=False, default=str))
+        return
+    print(f"{found['id']}  {found['title']}")
+    for number, facet in enumerate(found["codes"], 1):
+        print(f"  facet {number:>2}: " + " ".join(f"{code:>5}" for code in facet))
+    _print_table(["shared", "id", "title"], [[f"{n['shared']} of {found['n_codes']}", str(n["id"]), n["title"]] for n in found["nearest"]])
+
+
+@app.command()
+def data(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Public data set.", show_default=False)] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="DATA", help="Folder to write.", show_default=False)] = None,
+    listed: Annotated[bool, typer.Option("--list", help="Print the names that are known.")] = False,
+) -> None:
+    """Get a public data set as the two tables that `fit` reads."""
+    from asymrec.data.sources import SOURCES, fetch
+
+    if listed:
+        print("\n".join(SOURCES))
+        return
+    if name is None or output is None:
+        raise RunError("give the data set's NAME and the folder, -o DATA; `asymrec data --list` tells the names")
+    print(fetch(name, output), file=sys.stderr)
+    print(output)
+
+
+def _own_ids(dataset: Any, noun: str, texts: list[str]) -> list[Any]:
+    """Ids given as text in the type they have in the data. Raises UnknownIdError with the nearest, or with examples."""
+    known = dataset.user_ids if noun == "user" else dataset.item_ids
+    find = dataset.user_rows if noun == "user" else dataset.item_rows
+    try:
+        return [known[int(row)].as_py() for row in find(texts)]
+    except UnknownIdError as error:
+        hint = f"there are for example {', '.join(map(str, known[:EXAMPLES].to_pylist()))}"
+        for text in texts if len(known) <= SEARCHED else []:
+            try:
+                find([text])
+            except UnknownIdError:
+                import difflib
+
+                if near := difflib.get_close_matches(text, map(str, known.to_pylist()), n=1, cutoff=0.75):
+                    hint = f"the nearest is '{near[0]}'; {hint}"
+                break
+        raise UnknownIdError(f"{error}; {hint}") from None
+
+
+def _split(text: str) -> list[str]:
+    """`A,B,C` -> three; an id with a comma stands in double quotes."""
+    import csv
+
+    return [part.strip() for part in next(csv.reader([text], skipinitialspace=True), []) if part.strip()]
+
+
+def _listed(text: str) -> list[str]:
+    path = Path(text)
+    if not path.is_file():
+        return _split(text)
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnknownIdError(f"cannot read ids from {path}: {error}") from None
+
+
+def _print_metrics(facts: dict[str, Any]) -> None:
+    data = facts["dataset"]
+    sizes = f"{data['users']:,} users, {data['items']:,} items, {data['interactions']:,} interactions"
+    print(f"{data['name']}: {sizes}; test on {data['test users']:,} users")
+    columns = ("recall@5", "recall@10", "recall@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr@10", "coverage@10")
+    rows = [
+        [model, f"history {history}", *(f"{found[history][column]:.4f}" for column in columns)]
+        for history in ("kept", "removed")
+        for model, found in facts["metrics"].items()
+    ]
+    _print_table(["", "", *map(_label, columns)], rows)
+
+
+def _label(metric: str) -> str:
+    name, _, k = metric.partition("@")
+    return f"{name.upper() if name in ('ndcg', 'mrr') else name.capitalize()}@{k}"
+
+
+def _print_table(head: list[str], rows: list[list[str]]) -> None:
+    """Columns side by side, numbers to the right."""
+    from rich.cells import cell_len
+
+    widths = [max(cell_len(line[at]) for line in (head, *rows)) for at in range(len(head))]
+    right = [all(row[at][:1] in "+-0123456789" for row in rows) and name != "id" for at, name in enumerate(head)]
+    for line in (head, *rows):
+        cells = [(" " * (w - cell_len(cell)) + cell) if r else cell + " " * (w - cell_len(cell)) for cell, w, r in zip(line, widths, right)]
+        print("  " + "  ".join(cells).rstrip())
+
+
+def main() -> None:
+    app(prog_name="asymrec")

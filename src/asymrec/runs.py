@@ -1,0 +1,329 @@
+"""Run folders: fit into one, go on after an interruption, evaluate, compare.
+
+A fit works in `RUN/checkpoint/` and nowhere else: its settings, its data set and how far it has come. A process that is killed at
+any moment leaves either that folder, from which `resume` goes on, or the finished run. When the fit is done the whole of RUN is
+built beside it and put in its place in one step; a run that was there before stays readable until then.
+
+`manifest.json` covers the model's files. What is derived from them (metrics, ranks, report) is written anew by `evaluate_run`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asymrec import machine
+from asymrec.config import Recipe
+from asymrec.data import Dataset
+from asymrec.device import choose_device
+from asymrec.errors import AsymrecError, ConfigError, EvaluationError, RunError
+from asymrec.evaluation import Evaluation, paired_bootstrap
+from asymrec.files import atomic, recover
+from asymrec.models import MODELS, Recommender
+from asymrec.models.base import FORMAT, read_manifest
+from asymrec.progress import Clock
+from asymrec.results import COMPARED, codebook, evaluate_all, facts_of, split_of, write_results
+from asymrec.training.listener import Listener
+from asymrec.training.loop import QUIET
+from asymrec.vectors import item_vectors
+from asymrec.version import __version__
+
+CHECKPOINT = "checkpoint"
+PARTS = {
+    *("config.yaml", "model.safetensors", "catalogue.parquet", "vectors.safetensors", "dataset", "manifest.json"),
+    *("metrics.json", "log.jsonl", "report.html", "ranks", CHECKPOINT),
+}
+
+
+def fit_run(
+    data: Any,
+    folder: str | Path,
+    recipe: Recipe | None = None,
+    *,
+    items: Any = None,
+    model: str = "asymrec",
+    resume: bool = False,
+    overwrite: bool = False,
+    listener: Listener = QUIET,
+) -> dict[str, Any]:
+    """Fit a model, evaluate it on the test beside the baselines, and leave a run folder.
+
+    Args:
+        data, items: as `Dataset.read` takes them.
+        folder: of the run; new, empty, or with `resume` or `overwrite` one that a fit has made.
+        recipe: all settings; only what differs from the defaults need be set.
+        model: a name in `MODELS`.
+        resume: go on with the interrupted fit in `folder`, with the data and settings kept there; where nothing was begun, begin.
+        overwrite: replace the run in `folder`, which stays as it is until the new one is finished.
+    Returns:
+        The facts of `metrics.json`.
+    Raises:
+        RunError: the folder is in the way, damaged, or cannot be written. ConfigError: with `resume`, a setting that differs from
+        the interrupted fit's. DataError, VectorError, QuantizerError: nothing was written.
+    """
+    folder, recipe = Path(folder), recipe or Recipe()
+    find_model(model)
+    if resume and overwrite:
+        raise ConfigError("--resume goes on with a fit, --overwrite begins anew: give one of them")
+    state = _state(folder)
+    if resume and state == "finished":
+        listener.stage(f"{folder} is finished: nothing to resume")
+        return read_facts(folder)
+    clock = Clock(listener)
+    if resume and state == "unfinished":
+        with _locked(folder):
+            work = _take_up(folder, recipe, model)
+            clock.keep_at(folder / CHECKPOINT / "seconds.json")
+            clock.stage(f"resume the fit in {folder}, with its data and settings")
+            return _finish(work, folder, clock, None)
+
+    _refuse(folder, state, overwrite)
+    _refuse_unwritable(folder)
+    choose_device(recipe.training.device)
+    clock.stage("read the tables")
+    dataset = Dataset.read(data, items, config=recipe.data)
+    for note in dataset.notes:
+        listener.stage(f"note: {note}")
+    if left_out := split_of(dataset, recipe).left_out:
+        listener.stage(f"note: {left_out:,} of {dataset.n_users:,} users have too few interactions for the split: only recommended to")
+    vectors = None
+    if "vectors" in inspect.signature(MODELS[model]._fit).parameters:
+        clock.stage(f"vectors of {dataset.n_items:,} items")
+        vectors = item_vectors(dataset, recipe.vectors)
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    work = _Work(model, recipe, dataset, _name(data))
+    _begin(folder, work)
+    try:
+        with _locked(folder):
+            clock.keep_at(folder / CHECKPOINT / "seconds.json")
+            return _finish(work, folder, clock, vectors)
+    except AsymrecError as error:
+        if not isinstance(error, RunError):  # the input is at fault and going on would not help
+            shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+            for path in missing:
+                with suppress(OSError):
+                    path.rmdir()
+        raise
+
+
+def evaluate_run(folder: str | Path, listener: Listener = QUIET) -> dict[str, Any]:
+    """Evaluate a run on its test again and rewrite what is derived from it: metrics.json, ranks/, report.html.
+
+    Returns the facts of `metrics.json`. Raises RunError: see `Recommender.load`.
+    """
+    folder = Path(folder)
+    clock = Clock(listener)
+    clock.stage(f"load {folder}")
+    recommender = Recommender.load(folder)
+    try:
+        facts = read_facts(folder)
+    except RunError:
+        facts = {"codebook": codebook(recommender)}
+    log = _read_log(folder)
+    facts = facts_of(recommender, (facts.get("dataset") or {}).get("name") or folder.resolve().name) | facts
+    evaluations = evaluate_all(recommender, facts, clock)
+    facts["seconds"] = (facts.get("seconds") or {}) | {name: value for name, value in clock.seconds.items() if name == "evaluate"}
+    write_results(folder, recommender, facts, evaluations, log)
+    return facts
+
+
+def compare_runs(folder: str | Path, other: str | Path) -> list[dict[str, Any]]:
+    """The run in `folder` minus the run in `other`, user by user: NDCG@10 and Recall@10 with both protocols.
+
+    Returns `Comparison.dict()` of each. Raises EvaluationError: other users, items or test targets. RunError: see `Recommender.load`.
+    """
+    (data_a, ranks_a), (data_b, ranks_b) = (_ranks(Path(each)) for each in (folder, other))
+    for noun, a, b in (("users", data_a.user_ids, data_b.user_ids), ("items", data_a.item_ids, data_b.item_ids)):
+        if not a.equals(b):
+            raise EvaluationError(f"{folder} and {other} cannot be compared: their {noun} differ ({len(a):,} and {len(b):,})")
+    if len(ranks_a.users) != len(ranks_b.users) or (ranks_a.users != ranks_b.users).any():
+        raise EvaluationError(
+            f"{folder} and {other} cannot be compared: their test users differ ({len(ranks_a.users):,} and {len(ranks_b.users):,})"
+        )
+    return [paired_bootstrap(ranks_a, ranks_b, metric, history=history).dict() for metric, history in COMPARED]
+
+
+def read_facts(folder: str | Path) -> dict[str, Any]:
+    """What a finished run's `metrics.json` holds. Raises RunError: not a finished run, or no metrics there."""
+    folder = Path(folder)
+    read_manifest(folder)
+    try:
+        return dict(json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        raise RunError(f"{folder / 'metrics.json'} is missing or damaged: `asymrec evaluate {folder}` writes it anew") from None
+
+
+def read_codebook(folder: str | Path) -> dict[str, Any]:
+    """The report of the quantizer that a run keeps, as `quantize.report.report` gives it. Raises RunError: the model has no codes."""
+    facts = read_facts(folder)
+    if not facts.get("codebook"):
+        raise RunError(f"{folder} holds a model '{facts['model']}', which has no codes")
+    return facts["codebook"]
+
+
+def find_model(name: str) -> type[Recommender]:
+    """Raises ConfigError with the nearest name."""
+    if name not in MODELS:
+        near = difflib.get_close_matches(name.replace("-", ""), MODELS, n=1)
+        raise ConfigError(f"unknown model '{name}'; " + (f"did you mean '{near[0]}'?" if near else f"there are {', '.join(MODELS)}"))
+    return MODELS[name]
+
+
+# What a fit works on, and where it keeps it
+
+
+@dataclass(frozen=True)
+class _Work:
+    model: str
+    recipe: Recipe
+    dataset: Dataset
+    name: str
+
+
+def _state(folder: Path) -> str:
+    """`nothing`, `unfinished`, `finished` or `foreign`. An overwrite that was interrupted is unfinished."""
+    recover(folder)
+    if not folder.exists():
+        return "nothing"
+    if not folder.is_dir():
+        return "foreign"
+    recover(folder / CHECKPOINT)
+    names = {path.name for path in folder.iterdir() if not (path.name.startswith(".") and path.name.endswith(".tmp"))}
+    if (folder / CHECKPOINT / "run.json").exists():
+        return "unfinished"
+    if "manifest.json" in names:
+        return "finished"
+    return "foreign" if names else "nothing"
+
+
+def _refuse(folder: Path, state: str, overwrite: bool) -> None:
+    if state == "foreign":
+        raise RunError(f"{folder} is there and is not a run folder: choose another")
+    if state == "unfinished" and not overwrite:
+        raise RunError(f"{folder} holds an unfinished fit: go on with --resume, or begin anew with --overwrite")
+    if state == "finished" and not overwrite:
+        raise RunError(f"{folder} holds a run already: choose another folder, or replace it with --overwrite")
+    if state in ("unfinished", "finished"):
+        strange = sorted(path.name for path in folder.iterdir() if path.name not in PARTS and not path.name.startswith("."))
+        if strange:
+            raise RunError(f"{folder} holds {strange[0]}, which is no part of a run: move it before overwriting")
+        with _locked(folder):
+            pass
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    """Said before the work, not after it."""
+    above = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not above.is_dir():
+        raise RunError(f"cannot write {folder}: {above} is a file")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise RunError(f"cannot write {folder}: no permission in {above}")
+
+
+def _begin(folder: Path, work: _Work) -> None:
+    about = {"format": FORMAT, "asymrec": __version__, "model": work.model, "data": work.name}
+    with atomic(folder / CHECKPOINT) as temporary:
+        temporary.mkdir()
+        (temporary / "config.yaml").write_text(work.recipe.yaml(), encoding="utf-8")
+        work.dataset.save(temporary / "dataset")
+        (temporary / "run.json").write_text(json.dumps(about), encoding="utf-8")
+
+
+def _take_up(folder: Path, recipe: Recipe, model: str) -> _Work:
+    kept = folder / CHECKPOINT
+    try:
+        about = json.loads((kept / "run.json").read_text(encoding="utf-8"))
+        form, version, kept_model, name = about["format"], about["asymrec"], about["model"], about["data"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RunError(f"{kept / 'run.json'} is damaged: begin anew with --overwrite") from None
+    if form != FORMAT:
+        ours = f"this is {__version__} with format {FORMAT}"
+        raise RunError(f"{folder} was begun by asymrec {version} in format {form}, {ours}: use asymrec {version}")
+    if kept_model != model:
+        raise ConfigError(f"the fit in {folder} is of model '{kept_model}', not '{model}'")
+    old = Recipe.read(kept / "config.yaml")
+    before = old.model_dump(mode="json")
+    for section, values in recipe.model_dump(mode="json", exclude_unset=True).items():
+        for leaf, value in values.items():
+            if before[section][leaf] != value:
+                raise ConfigError(
+                    f"setting '{section}.{leaf}' is {value!r} here and {before[section][leaf]!r} in the interrupted fit: "
+                    "leave it out to resume, or begin anew with --overwrite"
+                )
+    return _Work(model, old, Dataset.load(kept / "dataset", mmap=False), name)
+
+
+def _finish(work: _Work, folder: Path, clock: Clock, vectors: Any) -> dict[str, Any]:
+    """Fit from where the checkpoint is, evaluate, and put the run in place."""
+    kept = folder / CHECKPOINT
+    options: dict[str, Any] = {"vectors": vectors, "checkpoint": str(kept), "resume": True, "listener": clock}
+    known = inspect.signature(MODELS[work.model]._fit).parameters
+    recommender = MODELS[work.model](work.recipe)
+    clock.stage(f"fit {work.model}")
+    recommender.fit(work.dataset, split_of(work.dataset, work.recipe), **{name: value for name, value in options.items() if name in known})
+    facts = facts_of(recommender, work.name)
+    evaluations = evaluate_all(recommender, facts, clock)
+    facts["codebook"] = getattr(recommender, "report", None)
+    clock.stage(f"write {folder}")
+    facts["seconds"] = clock.seconds
+    facts["peak_memory_mib"] = machine.peak_memory()
+    with atomic(folder) as temporary:
+        temporary.mkdir()
+        recommender.write(temporary)
+        write_results(temporary, recommender, facts, evaluations, getattr(recommender, "log", []))
+    return facts
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One fit at a time in a folder. The system drops the lock with the process, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    place = folder / CHECKPOINT
+    if not place.exists():
+        yield
+        return
+    handle = os.open(place, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"another process is fitting in {folder}") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
+
+
+def _ranks(folder: Path) -> tuple[Dataset, Evaluation]:
+    model = read_manifest(folder)["model"]
+    path = folder / "ranks" / f"{model}.parquet"
+    if not path.exists():
+        raise RunError(f"{path} is missing: `asymrec evaluate {folder}` writes it anew")
+    return Dataset.load(folder / "dataset"), Evaluation.load(path)
+
+
+def _read_log(folder: Path) -> list[dict]:
+    try:
+        return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        return []
+
+
+def _name(data: Any) -> str:
+    if not isinstance(data, (str, Path)):
+        return "data"
+    path = Path(data).resolve()
+    return path.name if path.is_dir() else path.parent.name
