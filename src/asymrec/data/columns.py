@@ -165,7 +165,7 @@ def _from_floats(source: Source, column: str, values: np.ndarray) -> tuple[np.nd
     beyond = np.abs(values) >= 2.0**63
     if beyond.any():
         row = int(beyond.argmax())
-        raise source.error(f"cannot read {values[row]!r} as a time", column, row)
+        raise source.error(f"cannot read {float(values[row])!r} as a time", column, row)
     return values.astype(np.int64), unit
 
 

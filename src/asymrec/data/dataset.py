@@ -146,16 +146,15 @@ class Dataset:
 
     def save(self, folder: str | Path) -> None:
         """Write the data set to a folder, whole or not at all. Raises RunError where it cannot be written."""
-        import pyarrow.parquet as pq
-
         with atomic(folder) as temporary:
             temporary.mkdir()
             about = {"format": FORMAT, "item_column": self.item_column, "time_unit": self.time_unit, "notes": self.notes}
             (temporary / "dataset.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            pq.write_table(self.items, temporary / "items.parquet", compression="zstd")
-            pq.write_table(pa.table({"user": self.user_ids}), temporary / "users.parquet", compression="zstd")
-            if self.interactions is not None:
-                pq.write_table(self.interactions, temporary / "context.parquet", compression="zstd")
+            tables = {"items": self.items, "users": pa.table({"user": self.user_ids}), "context": self.interactions}
+            for name, table in tables.items():
+                if table is not None:
+                    with pa.OSFile(str(temporary / f"{name}.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+                        writer.write_table(table)
             arrays = {"offsets": self.sequences.offsets, "items": self.sequences.items, "times": self.sequences.times}
             for name, array in arrays.items():
                 if array is not None:
@@ -163,12 +162,10 @@ class Dataset:
 
     @classmethod
     def load(cls, folder: str | Path, mmap: bool = True) -> Dataset:
-        """Read what `save` has written; with mmap the sequences stay on the disk until they are touched.
+        """Read what `save` has written; with mmap the sequences and tables stay on the disk until they are touched.
 
         Raises RunError: no such folder, a missing or damaged file, a later format.
         """
-        import pyarrow.parquet as pq
-
         folder = Path(folder)
         recover(folder)
         if not (folder / "dataset.json").exists():
@@ -182,17 +179,19 @@ class Dataset:
             for name in ("offsets.npy", "items.npy", "times.npy"):
                 if about["time_unit"] is not None or name != "times.npy":
                     arrays[name] = np.load(folder / name, mmap_mode="r" if mmap else None, allow_pickle=False)
-            for name in ("items.parquet", "users.parquet", "context.parquet"):
-                if name != "context.parquet" or (folder / name).exists():
-                    tables[name] = pq.ParquetFile(folder / name).read().combine_chunks()
+            for name in ("items.arrow", "users.arrow", "context.arrow"):
+                if name != "context.arrow" or (folder / name).exists():
+                    opened = pa.memory_map(str(folder / name)) if mmap else pa.OSFile(str(folder / name))
+                    tables[name] = pa.ipc.open_file(opened).read_all()
+                    tables[name].validate()
             name = "offsets.npy"
             sequences = Sequences(arrays["offsets.npy"], arrays["items.npy"], arrays.get("times.npy"))
-            users = Ids(_one_array(tables["users.parquet"]["user"]), "user")
+            users = Ids(_one_array(tables["users.arrow"]["user"]), "user")
             sizes = {len(array) for key, array in arrays.items() if key != "offsets.npy"}
             if len(sequences) != len(users) or sizes != {int(sequences.offsets[-1])}:
                 raise ValueError("the lengths do not agree")
-            items = tables["items.parquet"]
-            return cls(users, items, about["item_column"], sequences, tables.get("context.parquet"), about["time_unit"], about["notes"])
+            items = tables["items.arrow"]
+            return cls(users, items, about["item_column"], sequences, tables.get("context.arrow"), about["time_unit"], about["notes"])
         except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, pa.ArrowException) as error:
             raise RunError(f"{folder / name}: damaged or missing ({' '.join(str(error).split())[:200]})") from None
 
@@ -216,7 +215,7 @@ def _one_array(column: pa.ChunkedArray) -> pa.Array:
 
 def _is_text(kind: pa.DataType) -> bool:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _cut(text: str | None) -> str | None:

@@ -77,6 +77,8 @@ class Ids:
                 if isinstance(given, str):
                     return uuid.UUID(given).bytes if given.count("-") == 4 else bytes.fromhex(given)
                 return bytes(given) if isinstance(given, (bytes, bytearray)) else None
-            return given if isinstance(given, str) else normal_keys(pa.array([given]))[0].as_py().__str__()
+            if isinstance(given, (str, int)) and not isinstance(given, bool):
+                return str(given)
+            return str(normal_keys(pa.array([given]))[0].as_py())
         except (ValueError, TypeError, OverflowError, pa.ArrowException):
             return None

@@ -88,13 +88,14 @@ def leave_last_out(sequences: Sequences) -> Split:
 
 
 def by_time(sequences: Sequences, validation_share: float = 0.1, test_share: float = 0.1) -> Split:
-    """Cuts at the quantiles 1 - validation - test and 1 - test of all times; interactions at a cut lie after it."""
+    """Cuts before the latest test_share of all interactions and before the validation_share ahead of it; equal times lie after a cut."""
     if not (0 < validation_share < 1 and 0 < test_share < 1 and validation_share + test_share < 1):
         raise ConfigError(f"split time: shares {validation_share} and {test_share} must be positive and leave some for training")
     if sequences.times is None:
         raise DataError("split time: the interactions have no times; use leave-last-out")
     times, n = sequences.times, len(sequences.times)
-    first, second = int(n * (1 - validation_share - test_share)), int(n * (1 - test_share))
+    second = n - max(1, round(n * test_share))
+    first = max(0, second - max(1, round(n * validation_share)))
     ordered = np.partition(times, (first, second))
     validation_cut, test_cut = ordered[first], ordered[second]
 

@@ -66,7 +66,7 @@ def read_table(source: Any, name: str) -> Source:
         raise found.error("two columns have this name", twice[0])
     if not found.table.num_rows:
         raise found.error("the table is empty")
-    return found
+    return Source(found.name, _without_views(found.table))
 
 
 def first_bad(column: pa.ChunkedArray | pa.Array, convert: Callable[[Any], Any]) -> int:
@@ -106,6 +106,15 @@ def _read_file(path: Path) -> pa.Table:
             raise DataError(f"{path}: not readable ({_line(error)})") from None
         raise DataError(f"{path}: not readable ({error.strerror or _line(error)})") from None
     raise DataError(f"{path}: expected a file called *.parquet, *.csv, *.csv.gz, *.tsv or *.tsv.gz")
+
+
+def _without_views(table: pa.Table) -> pa.Table:
+    """Columns of Arrow's view types as the plain large ones: the same values, and every function takes them."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_string_view(field.type) or pa.types.is_binary_view(field.type):
+            plain = pa.large_string() if pa.types.is_string_view(field.type) else pa.large_binary()
+            table = table.set_column(place, field.name, table.column(place).cast(plain))
+    return table
 
 
 def _read_parquet(path: Path) -> pa.Table:
