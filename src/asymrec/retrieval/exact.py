@@ -34,6 +34,7 @@ def score_codes(tables: Any, codes: Any) -> np.ndarray:
     b, heads, codewords = tables.shape
     codes = _codes(codes, (codewords,) * heads)
     out = np.empty((b, len(codes)), np.float32)
+
     def fill(queries: slice) -> None:
         part = out[queries]
         for query, items, scores in _code_scores(tables[queries], codes, np.arange(len(codes), dtype=np.int32)):
@@ -58,9 +59,7 @@ def top_k(scores: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
     return best.lists()
 
 
-def search_dense(
-    states: Any, items: Any, k: int, exclude: Any = None, only: Any = None, deny: Any = None
-) -> tuple[np.ndarray, np.ndarray]:
+def search_dense(states: Any, items: Any, k: int, exclude: Any = None, only: Any = None, deny: Any = None) -> tuple[np.ndarray, np.ndarray]:
     """The k items of highest inner product with each state.
 
     states: float [b, d]; items: float [n, d]; the rest and the result as in `CodeIndex.search`.

@@ -123,7 +123,7 @@ class BertEncoder:
     def _forward(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """ids [b, t], lengths [b] -> float32 [b, d]"""
         b, t = ids.shape
-        eps, heads = self.config["layer_norm_eps"], self.config["num_attention_heads"]
+        eps, heads = self.config.get("layer_norm_eps", 1e-12), self.config["num_attention_heads"]
         real = torch.arange(t, device=ids.device) < lengths[:, None]
         mask = None if bool(real.all()) else real[:, None, None, :]
         x = F.embedding(ids, self.words) + self.positions[:t] + self.segment

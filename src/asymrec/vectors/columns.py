@@ -10,7 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from asymrec.config import VectorsConfig
-from asymrec.errors import AsymrecError, VectorError
+from asymrec.data.columns import find_column, id_keys, normal_keys
+from asymrec.data.tables import read_table
+from asymrec.errors import DataError, VectorError
 from asymrec.vectors.text import item_texts, text_columns, text_vectors
 
 if TYPE_CHECKING:
@@ -26,8 +28,8 @@ def item_vectors(dataset: Dataset, config: VectorsConfig, cache: bool = True, pr
     """
     items = dataset.items
     columns = config.text
-    if columns is None:  # the id is no text, whatever it looks like
-        columns = text_columns(items.drop_columns([name for name in items.column_names if items[name].equals(_ids(dataset))]))
+    if columns is None:
+        columns = text_columns(items.drop_columns(dataset.item_column))  # the id is no text, whatever it looks like
     if not columns and not config.views:
         raise VectorError("items have neither text nor vectors: give a column of text (`text`), or vectors (`views`)")
     views = {}
@@ -96,33 +98,29 @@ def _from_array(path: Path) -> np.ndarray:
 
 
 def _from_parquet(path: Path, dataset: Dataset) -> np.ndarray:
-    from asymrec.data.tables import read_table
-
     try:
-        table = read_table(path, str(path)).table
-    except AsymrecError as error:
+        source = read_table(path, str(path))
+        table = source.table
+        name = dataset.item_column if dataset.item_column in table.column_names else find_column(source, "item")
+        theirs = id_keys(source, name)
+    except DataError as error:
         raise VectorError(str(error)) from None
     lists = [field.name for field in table.schema if _is_vector(field.type)]
     if len(lists) != 1:
         raise VectorError(f"{path}: expected one column of vectors, found {', '.join(lists) or 'none'}")
-    ids, named = _ids(dataset), set(dataset.items.column_names)
-    others = [field.name for field in table.schema if not pa.types.is_nested(field.type)]
-    same = [name for name in others if name in named and dataset.items[name].equals(ids)]
-    if len(same or others) != 1:
-        raise VectorError(f"{path}: which column holds the items' ids? found {', '.join(others) or 'none'}; name it as in the item table")
-    name = (same or others)[0]
+    ours = normal_keys(dataset.item_ids)
     try:
-        theirs = table[name].cast(ids.type)
+        theirs = theirs.cast(ours.type)
     except pa.ArrowException:
-        raise VectorError(f"{path}, column '{name}': {table[name].type} cannot be read as the items' ids ({ids.type})") from None
-    counts = pc.value_counts(theirs.filter(pc.is_in(theirs, value_set=ids.combine_chunks())))
-    twice = counts.filter(pc.greater(counts.field("counts"), 1)) if len(counts) else counts
-    if len(twice):
-        raise VectorError(f"{path}, column '{name}': item {twice[0]['values'].as_py()!r} has {twice[0]['counts'].as_py()} vectors")
-    rows = pc.index_in(ids, value_set=theirs.combine_chunks())
+        raise VectorError(f"{path}, column '{name}': {table[name].type} are no ids of these items ({dataset.item_ids.type})") from None
+    rows = pc.index_in(ours, value_set=theirs)
     if rows.null_count:
-        first = ids[pc.index(pc.is_null(rows), pa.scalar(True)).as_py()].as_py()
-        raise VectorError(f"{path}: {rows.null_count:,} of {len(ids):,} items have no vector, the first is {first!r}")
+        first = dataset.item_ids[pc.index(rows.is_null(), pa.scalar(True)).as_py()].as_py()
+        raise VectorError(f"{path}: {rows.null_count:,} of {dataset.n_items:,} items have no vector, the first is {first!r}")
+    held = pc.index_in(theirs, value_set=ours).drop_null().to_numpy()  # ids of other items may be there as well
+    if len(held) > dataset.n_items:
+        row = int((np.bincount(held) > 1).argmax())
+        raise VectorError(f"{path}, column '{name}': item {dataset.item_ids[row].as_py()!r} has more than one vector")
     return _from_column(table[lists[0]].take(rows), f"{path}, column '{lists[0]}'", dataset)
 
 
@@ -146,11 +144,6 @@ def _from_column(column: pa.ChunkedArray, name: str, dataset: Dataset) -> np.nda
 def _is_vector(kind: pa.DataType) -> bool:
     nested = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     return nested and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
-
-
-def _ids(dataset: Dataset) -> pa.ChunkedArray:
-    ids = dataset.item_ids
-    return ids if isinstance(ids, pa.ChunkedArray) else pa.chunked_array([ids])
 
 
 def _place(row: int, dataset: Dataset) -> str:
