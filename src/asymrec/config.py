@@ -39,9 +39,11 @@ class DataConfig(Section):
 class VectorsConfig(Section):
     """What an item's continuous vector is made of."""
 
-    text: tuple[str, ...] | None = Field(None, description="item columns joined into the text; when not given: `text`, else title-like columns, else every text column")
-    encoder: str = Field("minilm", description="`minilm` (from the package index), `hashed` (no model), a model folder, or a sentence-transformers name")
-    views: tuple[str, ...] = Field((), description="further vectors beside the text: list columns of the item table, or .npy/.parquet/.safetensors files")
+    text: tuple[str, ...] | None = Field(
+        None, description="item columns joined into the text; when not given: `text`, else title-like, then all other text; `[]` for none"
+    )
+    encoder: str = Field("minilm", description="`minilm`, `hashed` (no language model), a model folder, or a sentence-transformers name")
+    views: tuple[str, ...] = Field((), description="further vectors: list columns of the item table, or .npy/.parquet/.safetensors files")
     max_tokens: int = Field(128, ge=8, description="tokens of the text that the encoder reads")
 
 
