@@ -1,11 +1,12 @@
 """The fused losses against torch's own, value and gradients."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from asymrec.nn import losses
-from asymrec.nn.losses import CodeSum, Pairs, catalogue_cross_entropy, heads_cross_entropy
+from asymrec.nn.losses import CodeSum, Pairs, catalogue_cross_entropy, heads_cross_entropy, sample_candidates
 
 
 def leaf(*shape, seed, scale=1.0):
@@ -21,6 +22,7 @@ def problem():
         "states": leaf(n, width, seed=0),
         "table": leaf(items, width, seed=1),
         "bias": leaf(items, seed=2),
+        "at_target": torch.linspace(-1, 2, n),
         "repeat": torch.tensor(-0.7, requires_grad=True),
         "targets": torch.randint(items, (n,), generator=generator),
         "seen": Pairs(pairs // items, pairs % items),
@@ -35,6 +37,8 @@ def plain(p):
         mask = torch.zeros_like(logits)
         mask[p["seen"].rows, p["seen"].columns] = 1
         logits = logits + mask * p["repeat"]
+    if p["at_target"] is not None:
+        logits = logits + F.one_hot(p["targets"], logits.shape[1]) * p["at_target"][:, None]
     return F.cross_entropy(logits, p["targets"])
 
 
@@ -44,7 +48,7 @@ def gradients(loss, p):
 
 
 @pytest.mark.parametrize("chunk", [1 << 22, 53 * 5, 1])
-@pytest.mark.parametrize("without", [(), ("bias",), ("seen", "repeat"), ("bias", "seen", "repeat")])
+@pytest.mark.parametrize("without", [(), ("bias",), ("seen", "repeat"), ("bias", "at_target", "seen", "repeat")])
 def test_catalogue_cross_entropy_is_cross_entropy(problem, monkeypatch, chunk, without):
     monkeypatch.setattr(losses, "CHUNK", chunk)
     problem |= dict.fromkeys(without)
@@ -61,9 +65,9 @@ def test_the_compiled_kernel_agrees_with_the_plain_one_on_bfloat16():
     targets = torch.randint(301, (29,), generator=generator)
     keys = torch.unique(torch.randint(29 * 301, (200,), generator=generator))
     seen, repeat = Pairs(keys // 301, keys % 301), torch.tensor(-2.5)
-    for pairs in (seen, None):
-        loss, slope, by_repeat = losses._gradient(logits.clone(), targets, pairs, repeat)
-        loss_c, slope_c, by_repeat_c = losses._gradient_compiled(logits.clone(), targets, pairs, repeat)
+    for pairs, shift in ((seen, None), (None, torch.linspace(-2, 2, 29)), (seen, torch.linspace(-2, 2, 29))):
+        loss, slope, by_repeat = losses._gradient(logits.clone(), targets, shift, pairs, repeat)
+        loss_c, slope_c, by_repeat_c = losses._gradient_compiled(logits.clone(), targets, shift, pairs, repeat)
         torch.testing.assert_close(loss_c, loss, rtol=1e-5, atol=1e-4)
         torch.testing.assert_close(slope_c.float(), slope.float(), rtol=1e-2, atol=1e-5)  # one rounding to bfloat16
         if pairs is not None:
@@ -113,3 +117,24 @@ def test_code_sum_is_the_sum_of_looked_up_rows_and_so_is_its_gradient():
     torch.testing.assert_close(ours, theirs)
     rows = torch.tensor([3, 3, 17])
     torch.testing.assert_close(fold(table, rows), expected[rows])
+
+
+def test_the_sampled_softmax_estimates_the_full_one():
+    """Over batches of targets drawn by popularity, the corrected loss on a sample is that on the catalogue; uncorrected it is not."""
+    items, n, width = 3000, 64, 8
+    table = torch.randn(items, width, generator=torch.Generator().manual_seed(0))
+    counts = np.random.default_rng(0).zipf(1.3, items).clip(max=2000)
+    rng = np.random.default_rng(1)
+    full, corrected, uncorrected = [], [], []
+    for draw in range(150):
+        torch.manual_seed(draw)
+        targets = rng.choice(items, n, p=counts / counts.sum())
+        states = torch.randn(n, width) * 0.7 + 0.3 * table[targets]
+        sample = sample_candidates(targets, counts, negatives=400)
+        assert set(targets) <= set(sample.rows) and (sample.rows[sample.slot[targets]] == targets).all()
+        part, goals, correction = table[sample.rows], torch.from_numpy(sample.slot[targets]), torch.from_numpy(sample.correction)
+        full.append(catalogue_cross_entropy(states, table, torch.from_numpy(targets)).item())
+        corrected.append(catalogue_cross_entropy(states, part, goals, correction, -correction[goals]).item())
+        uncorrected.append(catalogue_cross_entropy(states, part, goals).item())
+    assert abs(np.mean(corrected) - np.mean(full)) < 0.02 * np.mean(full)
+    assert abs(np.mean(uncorrected) - np.mean(full)) > 0.1 * np.mean(full)

@@ -31,7 +31,7 @@ from asymrec.evaluation.protocol import evaluate
 from asymrec.models.base import Recommender
 from asymrec.nn.decoder import Decoder
 from asymrec.nn.heads import CatalogueHead, FacetHeads
-from asymrec.nn.losses import Pairs, catalogue_cross_entropy
+from asymrec.nn.losses import Candidates, Pairs, catalogue_cross_entropy, sample_candidates
 from asymrec.nn.msp import MSP
 from asymrec.quantize import MHQ
 from asymrec.retrieval.exact import score_codes
@@ -235,37 +235,35 @@ class _Step:
             states = network(pack(inputs, None, network.history))
             if isinstance(network.head, FacetHeads):
                 return network.head.loss(states, network.codes[torch.from_numpy(goals).to(device)], self.precision)
-        candidates, correction, slot = self._candidates(goals) if self.sampled else (None, None, None)
-        seen = None
-        if network.repeat is not None:
-            earlier = inputs.between(np.repeat(inputs.offsets[:-1], inputs.lengths), np.arange(len(inputs.items)) + 1)
-            places, items = earlier.owners, earlier.items.astype(np.int64)
-            if slot is not None:
-                places, items = places[slot[items] >= 0], slot[items][slot[items] >= 0]
-            keys = np.unique(places * len(self.counts) + items)
-            seen = Pairs(*(torch.from_numpy(part).to(device) for part in np.divmod(keys, len(self.counts))))
-        table, bias = network.head.items(None if candidates is None else torch.from_numpy(candidates).to(device))
-        if correction is not None:
-            bias = bias + torch.from_numpy(correction).to(device)
-            goals = slot[goals]
-        query = network.head.query(states)
-        return catalogue_cross_entropy(query, table, torch.from_numpy(goals).to(device), bias, seen, network.repeat, self.precision)
+        sample = sample_candidates(goals, self.counts, self.recipe.training.negatives) if self.sampled else None
+        table, bias = network.head.items(None if sample is None else torch.from_numpy(sample.rows).to(device))
+        at_target = None
+        if sample is not None:
+            goals = sample.slot[goals]
+            correction = torch.from_numpy(sample.correction).to(device)
+            bias, at_target = bias + correction, -correction[torch.from_numpy(goals).to(device)]
+        return catalogue_cross_entropy(
+            network.head.query(states),
+            table,
+            torch.from_numpy(goals).to(device),
+            bias,
+            at_target,
+            self._seen(inputs, sample),
+            network.repeat,
+            self.precision,
+        )
 
-    def _candidates(self, goals: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Sampled softmax: the batch's targets and uniform negatives, each with -log of its chance to be among them.
-
-        The chance corrects the sample: in expectation the softmax is that over the whole catalogue (Bengio & Senecal 2008;
-        Yi et al. 2019). Returns candidate rows, their correction, and the place of each item among them (-1: not there).
-        """
-        n = len(self.counts)
-        # drawn from torch's generator, which the loop seeds by step: a resumed run draws the same
-        drawn = torch.randint(n, (self.recipe.training.negatives,)).numpy()
-        candidates = np.union1d(goals, drawn)
-        share = self.counts[candidates] / self.counts.sum()
-        missed = (1 - share) ** len(goals) * (1 - 1 / n) ** len(drawn)
-        slot = np.full(n, -1, np.int64)
-        slot[candidates] = np.arange(len(candidates))
-        return candidates, -np.log1p(-missed).astype(np.float32), slot
+    def _seen(self, inputs: Sequences, sample: Candidates | None) -> Pairs | None:
+        """(place, item) for every item at or before a place of its history."""
+        if self.network.repeat is None:
+            return None
+        earlier = inputs.between(np.repeat(inputs.offsets[:-1], inputs.lengths), np.arange(len(inputs.items)) + 1)
+        places, items = earlier.owners, earlier.items.astype(np.int64)
+        if sample is not None:
+            items = sample.slot[items]
+            places, items = places[items >= 0], items[items >= 0]
+        keys = np.unique(places * len(self.counts) + items)
+        return Pairs(*(torch.from_numpy(part).to(self.network.vectors.device) for part in np.divmod(keys, len(self.counts))))
 
 
 def _pieces(sequences: Sequences, history: int) -> Sequences:

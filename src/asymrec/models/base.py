@@ -184,7 +184,7 @@ class Recommender:
             table = pq.read_table(folder / "catalogue.parquet")
             if "codes" in table.column_names:
                 column = table["codes"].combine_chunks()
-                codes = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+                codes = np.array(column.flatten()).reshape(len(column), -1)
             if (folder / "vectors.safetensors").exists():
                 vectors = load_file(folder / "vectors.safetensors")["vectors"].numpy()
         except (OSError, ValueError, KeyError, pa.ArrowException, SafetensorError) as error:

@@ -11,12 +11,13 @@ _C1, _C2, _C3, _C4, _C5, _C6 = (np.float32(c) for c in (0.6931471806, 0.24022650
 
 
 @njit(parallel=True, fastmath=True, cache=True)
-def softmax_gradient(logits, goal, seen_start, seen_column, repeat, loss, repeat_gradient):  # pragma: no cover - compiled
+def softmax_gradient(logits, goal, shift, seen_start, seen_column, repeat, loss, repeat_gradient):  # pragma: no cover - compiled
     """In place: bfloat16 logits [n, items] become softmax minus one-hot of the goal; a row never leaves the core's cache.
 
     Args:
         logits: uint16 [n, items], the bits of bfloat16.
         goal: int64 [n].
+        shift: float32 [n], added to the logit of the goal.
         seen_start, seen_column: int64 CSR, columns of each row whose logit gets `repeat`.
         loss, repeat_gradient: float32 [n], filled.
     """
@@ -31,6 +32,7 @@ def softmax_gradient(logits, goal, seen_start, seen_column, repeat, loss, repeat
             bits[j] = np.uint32(row[j]) << np.uint32(16)
         for s in range(seen_start[i], seen_start[i + 1]):
             value[seen_column[s]] += repeat
+        value[goal[i]] += shift[i]
         top = np.float32(-3e38)
         for j in range(items):
             top = max(top, value[j])

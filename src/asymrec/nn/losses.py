@@ -23,13 +23,17 @@ class Pairs(NamedTuple):
     columns: Tensor  # int64 [pairs]
 
 
-def _gradient(logits: Tensor, targets: Tensor, seen: Pairs | None, repeat: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def _gradient(
+    logits: Tensor, targets: Tensor, at_target: Tensor | None, seen: Pairs | None, repeat: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Logits [n, items] -> summed loss, softmax minus one-hot in the same precision, gradient of `repeat`."""
     precision = logits.dtype
     logits = logits.float()
     if seen is not None:
         logits[seen] += repeat
     goal = targets.unsqueeze(1)
+    if at_target is not None:
+        logits.scatter_add_(1, goal, at_target.unsqueeze(1))
     logits -= logits.amax(1, keepdim=True)
     at_goal = logits.gather(1, goal)
     probability = logits.exp_()
@@ -40,7 +44,9 @@ def _gradient(logits: Tensor, targets: Tensor, seen: Pairs | None, repeat: Tenso
     return loss, probability.to(precision), None if seen is None else probability[seen].sum()
 
 
-def _gradient_compiled(logits: Tensor, targets: Tensor, seen: Pairs | None, repeat: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def _gradient_compiled(
+    logits: Tensor, targets: Tensor, at_target: Tensor | None, seen: Pairs | None, repeat: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """The same as `_gradient` in one pass over bfloat16 logits, which it overwrites."""
     from asymrec.nn.kernels import softmax_gradient
 
@@ -50,15 +56,16 @@ def _gradient_compiled(logits: Tensor, targets: Tensor, seen: Pairs | None, repe
     if seen is not None:
         np.cumsum(np.bincount(seen.rows.numpy(), minlength=n), out=starts[1:])
         columns = seen.columns.numpy()
+    shift = np.zeros(n, np.float32) if at_target is None else at_target.numpy()
     loss, d_repeat = np.empty(n, np.float32), np.empty(n, np.float32)
     by = np.float32(0 if repeat is None else repeat.detach().item())
-    softmax_gradient(logits.view(torch.uint16).numpy(), targets.numpy(), starts, columns, by, loss, d_repeat)
+    softmax_gradient(logits.view(torch.uint16).numpy(), targets.numpy(), shift, starts, columns, by, loss, d_repeat)
     return torch.tensor(loss.sum()), logits, torch.tensor(d_repeat.sum())
 
 
 class _CatalogueCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, states, table, targets, bias, seen, repeat, precision):
+    def forward(ctx, states, table, targets, bias, at_target, seen, repeat, precision):
         n, items = len(states), len(table)
         chunk = max(1, CHUNK // items)
         low_states, low_table = states.to(precision), table.to(precision)
@@ -80,7 +87,9 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
             if seen is not None:
                 these = slice(cuts[number], cuts[number + 1])
                 pairs = Pairs(seen.rows[these] - start, seen.columns[these])
-            part_loss, probability, part_repeat = gradient(logits, targets[part], pairs, repeat)
+            part_loss, probability, part_repeat = gradient(
+                logits, targets[part], None if at_target is None else at_target[part], pairs, repeat
+            )
             loss += part_loss
             if d_bias is not None:
                 d_bias += probability.sum(0, dtype=torch.float32)
@@ -95,7 +104,7 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream):
         scaled = [None if d is None else d * (upstream / ctx.count) for d in ctx.saved_tensors]
-        return scaled[0], scaled[1], None, scaled[2], None, scaled[3], None
+        return scaled[0], scaled[1], None, scaled[2], None, None, scaled[3], None
 
 
 def catalogue_cross_entropy(
@@ -103,23 +112,52 @@ def catalogue_cross_entropy(
     table: Tensor,
     targets: Tensor,
     bias: Tensor | None = None,
+    at_target: Tensor | None = None,
     seen: Pairs | None = None,
     repeat: Tensor | None = None,
     precision: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Mean over n places of -log softmax(states @ table.T + bias [+ repeat at seen pairs])[target].
+    """Mean over n places of -log softmax(states @ table.T + bias [+ at_target at the target] [+ repeat at seen pairs])[target].
 
     Args:
         states: [n, width]; any scale or temperature is already in it.
         table: [items, width].
         targets: int64 [n].
         bias: [items].
+        at_target: [n], added to each place's logit of its own target; a constant.
         seen: pairs (place, item) whose logits get `repeat`.
         repeat: scalar.
         precision: of the matrix products; sums and exponentials are float32.
     """
     with torch.autocast(states.device.type, enabled=False):
-        return _CatalogueCrossEntropy.apply(states.float(), table.float(), targets, bias, seen, repeat, precision)
+        return _CatalogueCrossEntropy.apply(states.float(), table.float(), targets, bias, at_target, seen, repeat, precision)
+
+
+class Candidates(NamedTuple):
+    """The items that stand for the catalogue in one step of a sampled softmax."""
+
+    rows: np.ndarray  # int64 [c], ascending
+    correction: np.ndarray  # float32 [c], -log of the chance to be among them
+    slot: np.ndarray  # int64 [items], the place of an item among them, -1 where it is not
+
+
+def sample_candidates(targets: np.ndarray, counts: np.ndarray, negatives: int) -> Candidates:
+    """The step's targets and `negatives` uniform draws.
+
+    A logit plus the correction makes the sum of exponentials over the candidates that over the catalogue in expectation (Bengio &
+    Senecal, 2008). A place's own target is there by certainty, not by chance: take the correction off again where it is the target.
+
+    Args:
+        targets: int64 [n].
+        counts: int64 [items], how often each is a target in training.
+        negatives: drawn with replacement from torch's generator, which the loop seeds by step: a resumed run draws the same.
+    """
+    n = len(counts)
+    rows = np.union1d(targets, torch.randint(n, (negatives,)).numpy())
+    missed = (1 - counts[rows] / counts.sum()) ** len(targets) * (1 - 1 / n) ** negatives
+    slot = np.full(n, -1, np.int64)
+    slot[rows] = np.arange(len(rows))
+    return Candidates(rows, -np.log1p(-missed).astype(np.float32), slot)
 
 
 class _HeadsCrossEntropy(torch.autograd.Function):

@@ -1,0 +1,233 @@
+"""The contract that every recommender keeps, and what is AsymRec's own."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from asymrec import AsymRec, Dataset, ItemKNN, Popularity, Recommender
+from asymrec.data import Sequences
+from asymrec.errors import ConfigError, DataError, RunError, UnknownIdError, VectorError
+from asymrec.evaluation import evaluate
+from asymrec.models.asymrec import _pieces
+
+SMALL = {
+    "width": 16, "ffn": 32, "heads": 2, "layers": 1, "facets": 4, "levels": 2, "codewords": 16, "quantizer_epochs": 1,
+    "epochs": 2, "batch": 256, "dropout": 0.1, "encoder": "hashed", "learning_rate": 5e-3, "inner": 8, "precision": "float32",
+}  # fmt: skip
+MODELS = {
+    "asymrec": lambda **s: AsymRec(**SMALL | s),
+    "asymrec-heads": lambda **s: AsymRec(**SMALL | {"objective": "heads", "repeat": False} | s),
+    "asymrec-sampled": lambda **s: AsymRec(**SMALL | {"full_softmax": 0, "negatives": 24} | s),
+    "popularity": lambda **s: Popularity(**s),
+    "itemknn": lambda **s: ItemKNN(**s),
+}
+TRAINED = [name for name in MODELS if name.startswith("asymrec")]
+
+
+def tables(n_users=120, n_items=60, seed=0):
+    """Users walk through items in order of a hidden chain, with noise; ids are words, one item was never used."""
+    rng = np.random.default_rng(seed)
+    users, items, times = [], [], []
+    for user in range(n_users):
+        place = int(rng.integers(n_items - 1))
+        for step in range(int(rng.integers(3, 14))):
+            users.append(f"u{user}")
+            items.append(f"i{place}")
+            times.append(1000 * user + step)
+            place = (place + (1 if rng.random() < 0.9 else int(rng.integers(n_items - 1)))) % (n_items - 1)
+    texts = [f"thing {i // 6} of kind {i % 6} number {i}" for i in range(n_items)]
+    return (
+        pa.table({"user": users, "item": items, "timestamp": times}),
+        pa.table({"item": [f"i{i}" for i in range(n_items)], "text": texts}),
+    )
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return Dataset.read(*tables())
+
+
+@pytest.fixture(scope="module")
+def fitted(dataset):
+    cache = {}
+
+    def get(name):
+        if name not in cache:
+            cache[name] = MODELS[name]().fit(dataset)
+        return cache[name]
+
+    return get
+
+
+HISTORIES = [["i1", "i2", "i3"], ["i40"], [], ["i7", "i7", "i9", "i50", "i3", "i2"]]
+
+
+@pytest.mark.parametrize("name", MODELS)
+class TestContract:
+    def test_recommendations_are_the_users_own_ids_best_first_and_unseen(self, fitted, name):
+        ids, scores = fitted(name).recommend(HISTORIES, k=8)
+        assert [len(line) for line in ids] == [8] * 4
+        for history, line, values in zip(HISTORIES, ids, scores):
+            assert len(set(line)) == 8 and not set(line) & set(history)
+            assert values == sorted(values, reverse=True) and np.isfinite(values).all()
+            assert all(isinstance(item, str) for item in line)
+
+    def test_options_decide_what_may_be_recommended(self, fitted, name):
+        model = fitted(name)
+        only = ["i1", "i5", "i9", "i11"]
+        ids, _ = model.recommend(HISTORIES, k=10, only=only, exclude=["i5"], exclude_seen=False)
+        assert all(set(line) == {"i1", "i9", "i11"} for line in ids)
+        ids, _ = model.recommend([["i1"]], k=10, only=only)
+        assert set(ids[0]) == {"i5", "i9", "i11"}
+        ids, scores = model.recommend([["i1"]], k=10, only=["i1"])
+        assert ids == [[]] and scores == [[]]
+        everything, _ = model.recommend([["i1"]], k=1000, exclude_seen=False)
+        assert len(everything[0]) == 60
+
+    def test_recommend_is_score_sorted(self, fitted, name):
+        model = fitted(name)
+        ids, scores = model.recommend(HISTORIES, k=5, exclude_seen=False)
+        for history, line, values in zip(HISTORIES, ids, scores):
+            all_scores = model.score([history], model.dataset.item_ids.to_pylist())[0]
+            np.testing.assert_allclose(np.sort(all_scores)[::-1][:5], values, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(model.score([history], line)[0], values, rtol=1e-5, atol=1e-5)
+
+    def test_a_batch_gives_what_each_gives_alone(self, fitted, dataset, name):
+        model = fitted(name)
+        together = model.scores(dataset.sequences)
+        assert together.shape == (dataset.n_users, dataset.n_items) and together.dtype == np.float32
+        alone = np.concatenate([model.scores(dataset.sequences.take([i])) for i in range(20)])
+        np.testing.assert_allclose(together[:20], alone, rtol=1e-3, atol=1e-4)
+
+    def test_users_are_their_sequences(self, fitted, dataset, name):
+        model = fitted(name)
+        history = dataset.item_ids.take(pa.array(dataset.sequences[4])).to_pylist()
+        assert model.recommend(users=[dataset.user_ids[4].as_py()]) == model.recommend([history])
+
+    def test_unknown_and_impossible_requests_are_refused(self, fitted, name):
+        model = fitted(name)
+        with pytest.raises(UnknownIdError, match="nowhere"):
+            model.recommend([["i1", "nowhere"]])
+        with pytest.raises(UnknownIdError, match="nobody"):
+            model.recommend(users=["nobody"])
+        with pytest.raises(UnknownIdError):
+            model.recommend([["i1"]], only=["nowhere"])
+        with pytest.raises(ConfigError):
+            model.recommend([["i1"]], k=0)
+        with pytest.raises(ConfigError):
+            model.recommend()
+
+    def test_a_saved_model_is_the_same_model(self, fitted, tmp_path, name):
+        model = fitted(name)
+        model.save(tmp_path / "run")
+        again = Recommender.load(tmp_path / "run")
+        assert type(again) is type(model) and again.recipe == model.recipe
+        assert again.recommend(HISTORIES) == model.recommend(HISTORIES)
+        again.save(tmp_path / "run")  # over itself, while its files are in use
+        assert Recommender.load(tmp_path / "run").recommend(HISTORIES) == model.recommend(HISTORIES)
+
+    def test_equal_seeds_give_equal_models_and_a_refit_forgets(self, dataset, name):
+        other = Dataset.read(*tables(n_users=80, n_items=50, seed=3))
+        first = MODELS[name](**({"seed": 4} if name in TRAINED else {}))
+        first.fit(other).fit(dataset)
+        second = MODELS[name](**({"seed": 4} if name in TRAINED else {})).fit(dataset)
+        np.testing.assert_array_equal(first.scores(dataset.sequences), second.scores(dataset.sequences))
+
+    def test_every_model_beats_chance(self, dataset, name):
+        """Chance is k / n = .17; a chain of items is easy. Popularity knows no order and is only asked for what it can do."""
+        settings = {"epochs": 25} if name in TRAINED else {}
+        model = MODELS[name](**settings).fit(dataset)
+        split = dataset.split()
+        found = evaluate(model, split.test, dataset.n_items, split.train_counts(dataset.n_items)).metrics["removed"]["recall@10"]
+        assert found > (0.17 if name == "popularity" else 0.5)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+class TestTrained:
+    def test_an_interrupted_fit_ends_like_a_straight_one(self, dataset, tmp_path, name):
+        from asymrec.training.listener import Listener
+
+        class Stop(Exception):
+            pass
+
+        class Interrupt(Listener):
+            def epoch(self, log):
+                raise Stop
+
+        settings = {"epochs": 3}
+        straight = MODELS[name](**settings).fit(dataset)
+        with pytest.raises(Stop):
+            MODELS[name](**settings).fit(dataset, checkpoint=tmp_path / "c", listener=Interrupt())
+        resumed = MODELS[name](**settings).fit(dataset, checkpoint=tmp_path / "c", resume=True)
+        np.testing.assert_array_equal(straight.scores(dataset.sequences), resumed.scores(dataset.sequences))
+        assert [e["loss"] for e in straight.log] == [e["loss"] for e in resumed.log]
+
+    def test_only_the_last_items_of_a_long_history_are_read(self, dataset, name):
+        model = MODELS[name](history=4, epochs=1, repeat=False).fit(dataset)
+        rng = np.random.default_rng(0)
+        long = rng.integers(dataset.n_items, size=300).astype(np.int32)
+        np.testing.assert_allclose(model.scores(Sequences.of([long])), model.scores(Sequences.of([long[-4:]])), rtol=1e-4, atol=1e-4)
+
+    def test_vectors_that_do_not_fit_are_refused(self, dataset, name):
+        with pytest.raises(VectorError, match="59 vectors for 60 items"):
+            MODELS[name]().fit(dataset, vectors=np.ones((59, 8)))
+        bad = np.random.default_rng(0).normal(size=(60, 8))
+        bad[17, 2] = np.nan
+        with pytest.raises(VectorError, match="row 17"):
+            MODELS[name]().fit(dataset, vectors=bad)
+
+
+def test_a_repeated_item_is_learned_to_be_rare_or_common():
+    """Nobody comes back in the chain; in the other data users alternate between two items."""
+    never = MODELS["asymrec"](epochs=12).fit(Dataset.read(*tables()))
+    assert never.network.repeat.item() < -0.3
+    rng = np.random.default_rng(0)
+    pairs = [rng.choice(60, 2, replace=False) for _ in range(120)]
+    interactions = pa.table(
+        {"user": np.repeat(np.arange(120), 8), "item": [f"i{pair[step % 2]}" for pair in pairs for step in range(8)], "timestamp": np.arange(960)}
+    )
+    always = MODELS["asymrec"](epochs=12).fit(Dataset.read(interactions, tables()[1]))
+    assert always.network.repeat.item() > 0.3
+
+
+def test_pieces_make_every_item_but_the_first_a_target_once():
+    sequences = Sequences.of([np.arange(n) + 100 * n for n in (1, 2, 5, 6, 11, 12)])
+    pieces = _pieces(sequences, 5)
+    targets = [item for i in range(len(pieces)) for item in pieces[i][1:].tolist()]
+    assert sorted(targets) == sorted(item for i in range(len(sequences)) for item in sequences[i][1:].tolist())
+    assert pieces.lengths.max() == 6 and pieces.lengths.min() >= 2
+
+
+def test_damage_and_other_versions_are_told(fitted, tmp_path):
+    folder = tmp_path / "run"
+    fitted("asymrec").save(folder)
+
+    def refused(match):
+        with pytest.raises(RunError, match=match):
+            Recommender.load(folder)
+
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 99, "asymrec": "7.0"}))
+    refused("format 99.*use asymrec 7.0")
+    (folder / "manifest.json").write_text("{")
+    refused("manifest.json is damaged")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    weights = folder / "model.safetensors"
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    refused("model.safetensors is not what was written")
+    weights.unlink()
+    refused("model.safetensors is missing")
+    with pytest.raises(RunError, match="no run folder"):
+        Recommender.load(tmp_path / "nowhere")
+    with pytest.raises(RunError, match="not a run folder"):
+        Recommender.load(tmp_path)
+
+
+def test_nothing_to_train_on_is_said():
+    interactions = pa.table({"user": list("aabbcc") + ["a", "b", "c"], "item": ["x", "y", "x", "z", "y", "z", "z", "y", "x"], "timestamp": range(9)})
+    items = pa.table({"item": ["x", "y", "z"], "text": ["one", "two", "three"]})
+    with pytest.raises(DataError, match="nothing to train on"):
+        MODELS["asymrec"]().fit(Dataset.read(interactions, items), vectors=np.eye(3))
