@@ -96,7 +96,7 @@ def test_heads_cross_entropy_is_the_mean_over_heads(monkeypatch, chunk):
     heads, n, words, width = 5, 11, 7, 4
     states, tables = leaf(heads, n, width, seed=0), leaf(heads, words, width, seed=1)
     codes = torch.randint(words, (heads, n), generator=torch.Generator().manual_seed(2))
-    fused = heads_cross_entropy(states, tables, codes, scale=2.5)
+    fused = heads_cross_entropy(2.5 * states, tables, codes)
     logits = 2.5 * torch.einsum("hnd,hkd->hnk", states, tables)
     expected = torch.stack([F.cross_entropy(logits[h], codes[h]) for h in range(heads)]).mean()
     torch.testing.assert_close(fused, expected)

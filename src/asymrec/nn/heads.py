@@ -65,18 +65,18 @@ class FacetHeads(nn.Module):
         self.temperature = temperature
 
     def queries(self, states: Tensor) -> Tensor:
-        """[n, width] -> each head's inner state, unit length, [H, n, inner]: one product for all heads."""
+        """[n, width] -> each head's inner state, unit length over temperature, [H, n, inner]: one product for all heads."""
         inner = torch.baddbmm(self.first_bias, states.expand(len(self.first), -1, -1), self.first)
-        return F.normalize(F.gelu(inner).float(), dim=-1)
+        return F.normalize(F.gelu(inner).float(), dim=-1) / self.temperature
 
     def loss(self, states: Tensor, codes: Tensor, precision: torch.dtype) -> Tensor:
         """Mean cross-entropy over heads and places; states [n, width], codes int64 [n, H] of the targets."""
         words = F.normalize(self.second, dim=-1)
-        return heads_cross_entropy(self.queries(states), words, codes.T.contiguous(), 1 / self.temperature, precision)
+        return heads_cross_entropy(self.queries(states), words, codes.T.contiguous(), precision)
 
     def log_probabilities(self, states: Tensor) -> Tensor:
         """[n, width] -> float32 [n, H, K]."""
-        logits = torch.bmm(self.queries(states), F.normalize(self.second, dim=-1).transpose(1, 2)) / self.temperature
+        logits = torch.bmm(self.queries(states), F.normalize(self.second, dim=-1).transpose(1, 2))
         return logits.float().log_softmax(-1).transpose(0, 1)
 
 

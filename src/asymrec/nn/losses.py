@@ -63,6 +63,10 @@ def _gradient_compiled(
     return torch.tensor(loss.sum()), logits, torch.tensor(d_repeat.sum())
 
 
+def _gradient_for(device: torch.device, precision: torch.dtype):
+    return _gradient_compiled if precision == torch.bfloat16 and device.type == "cpu" else _gradient
+
+
 class _CatalogueCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, states, table, targets, bias, at_target, seen, repeat, precision):
@@ -75,7 +79,7 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
         d_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         d_repeat = None if repeat is None else torch.zeros_like(repeat)
         starts = list(range(0, n, chunk))
-        gradient = _gradient_compiled if precision == torch.bfloat16 and states.device.type == "cpu" else _gradient
+        gradient = _gradient_for(states.device, precision)
         if seen is not None:
             cuts = torch.searchsorted(seen.rows, torch.tensor([*starts, n], device=states.device)).tolist()
         for number, start in enumerate(starts):
@@ -162,26 +166,21 @@ def sample_candidates(targets: np.ndarray, counts: np.ndarray, negatives: int) -
 
 class _HeadsCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, states, tables, codes, scale, precision):
+    def forward(ctx, states, tables, codes, precision):
         heads, n, _ = states.shape
         words = tables.shape[1]
         chunk = max(1, CHUNK // (n * words))
         loss = states.new_zeros((), dtype=torch.float32)
         d_states = torch.empty_like(states)
         d_tables = torch.empty_like(tables)
+        gradient = _gradient_for(states.device, precision)
         for start in range(0, heads, chunk):
             part = slice(start, min(start + chunk, heads))
             low_states, low_tables = states[part].to(precision), tables[part].to(precision)
-            logits = torch.bmm(low_states, low_tables.transpose(1, 2)).float() * scale
-            goal = codes[part].unsqueeze(2)
-            logits -= logits.amax(2, keepdim=True)
-            at_goal = logits.gather(2, goal)
-            probability = logits.exp_()
-            total = probability.sum(2, keepdim=True)
-            loss += (total.log() - at_goal).sum()
-            probability /= total
-            probability.scatter_add_(2, goal, torch.full_like(at_goal, -1.0))
-            probability = (probability * scale).to(precision)
+            logits = torch.bmm(low_states, low_tables.transpose(1, 2))
+            part_loss, probability, _ = gradient(logits.view(-1, words), codes[part].reshape(-1), None, None, None)
+            loss += part_loss
+            probability = probability.view_as(logits)
             d_states[part] = torch.bmm(probability, low_tables)
             d_tables[part] = torch.bmm(probability.transpose(1, 2), low_states)
         ctx.save_for_backward(d_states, d_tables)
@@ -191,21 +190,20 @@ class _HeadsCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream):
         d_states, d_tables = ctx.saved_tensors
-        return d_states * (upstream / ctx.count), d_tables * (upstream / ctx.count), None, None, None
+        return d_states * (upstream / ctx.count), d_tables * (upstream / ctx.count), None, None
 
 
-def heads_cross_entropy(states: Tensor, tables: Tensor, codes: Tensor, scale: float = 1.0, precision: torch.dtype = torch.float32) -> Tensor:
-    """Mean over H heads and n places of -log softmax(scale * states[h] @ tables[h].T)[codes[h]].
+def heads_cross_entropy(states: Tensor, tables: Tensor, codes: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
+    """Mean over H heads and n places of -log softmax(states[h] @ tables[h].T)[codes[h]].
 
     Args:
-        states: [H, n, width], each head's state.
+        states: [H, n, width], each head's state; any scale or temperature is already in it.
         tables: [H, K, width], each head's codewords.
         codes: int64 [H, n], the target item's codes.
-        scale: 1 / temperature.
         precision: of the matrix products.
     """
     with torch.autocast(states.device.type, enabled=False):
-        return _HeadsCrossEntropy.apply(states.float(), tables.float(), codes, scale, precision)
+        return _HeadsCrossEntropy.apply(states.float(), tables.float(), codes, precision)
 
 
 class CodeSum(torch.nn.Module):
