@@ -94,14 +94,22 @@ def test_impossible_lengths_are_refused():
 
 
 def test_an_epoch_holds_every_row_once_and_depends_on_nothing_else():
-    first = epoch_batches(10, 4, seed=3, epoch=1)
-    assert [len(batch) for batch in first] == [4, 4, 2] and sorted(np.concatenate(first).tolist()) == list(range(10))
+    sizes = np.array([1, 3, 2, 5, 1, 1, 4, 2, 2, 9])
+    first = epoch_batches(sizes, 10, seed=3, epoch=1)
+    assert sorted(np.concatenate(first).tolist()) == list(range(10))
     np.random.default_rng().random(7)
     np.random.seed(1)
-    again = epoch_batches(10, 4, seed=3, epoch=1)
-    assert all(np.array_equal(one, other) for one, other in zip(first, again))
-    for other in (epoch_batches(10, 4, seed=3, epoch=2), epoch_batches(10, 4, seed=4, epoch=1)):
+    again = epoch_batches(sizes, 10, seed=3, epoch=1)
+    assert len(first) == len(again) and all(np.array_equal(one, other) for one, other in zip(first, again))
+    for other in (epoch_batches(sizes, 10, seed=3, epoch=2), epoch_batches(sizes, 10, seed=4, epoch=1)):
         assert not np.array_equal(np.concatenate(first), np.concatenate(other))
-    assert epoch_batches(0, 4, seed=0, epoch=0) == []
-    with pytest.raises(ValueError, match="at least one row"):
-        epoch_batches(10, 0, seed=0, epoch=0)
+    assert epoch_batches(np.zeros(0, np.int64), 4, seed=0, epoch=0) == []
+    with pytest.raises(ValueError, match="at least 1"):
+        epoch_batches(sizes, 0, seed=0, epoch=0)
+
+
+def test_batches_are_about_equal_in_the_sum_of_their_sizes():
+    sizes = beauty_like(5000)
+    batches = epoch_batches(sizes, 2048, seed=0, epoch=1)
+    sums = np.array([sizes[batch].sum() for batch in batches])
+    assert abs(sums[:-1] - 2048).max() < 50 and 0 < sums[-1] < 2048 + 50

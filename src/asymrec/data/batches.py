@@ -101,12 +101,13 @@ def place(lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     return row, start
 
 
-def epoch_batches(n: int, batch: int, *, seed: int, epoch: int) -> list[np.ndarray]:
-    """The rows 0 .. n-1 shuffled into batches (int64 [<= batch] each), the last one may be smaller.
+def epoch_batches(sizes: np.ndarray, batch: int, *, seed: int, epoch: int) -> list[np.ndarray]:
+    """The rows 0 .. n-1 shuffled into batches of about `batch` in the sum of their sizes (int [n]), so that every batch costs the same.
 
     The same for the same (seed, epoch), whatever was drawn before: a resumed run sees the batches it would have seen.
     """
     if batch < 1:
-        raise ValueError("a batch needs at least one row")
-    order = np.random.default_rng([seed, epoch]).permutation(n)
-    return [order[first : first + batch] for first in range(0, n, batch)]
+        raise ValueError("a batch needs a size of at least 1")
+    order = np.random.default_rng([seed, epoch]).permutation(len(sizes))
+    begin = np.cumsum(sizes[order]) - sizes[order]
+    return np.split(order, np.flatnonzero(np.diff(begin // batch)) + 1) if len(order) else []

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from asymrec.config import Recipe
 from asymrec.data import Dataset, Sequences, Split
-from asymrec.data.batches import PackedBatch, pack
+from asymrec.data.batches import PackedBatch, epoch_batches, pack
 from asymrec.device import choose_device, choose_precision
 from asymrec.errors import DataError, VectorError
 from asymrec.evaluation.protocol import evaluate
@@ -156,10 +156,8 @@ class AsymRec(Recommender):
             validation = validation.take(np.sort(chosen))
 
         def batches(epoch: int) -> list[Sequences]:
-            order = np.random.default_rng((recipe.training.seed, epoch)).permutation(len(pieces))
-            filled = np.cumsum(pieces.lengths[order] - 1)
-            cuts = np.flatnonzero(np.diff((filled - 1) // recipe.training.batch)) + 1
-            return [pieces.take(part) for part in np.split(order, cuts)]
+            seed, targets = recipe.training.seed, pieces.lengths - 1
+            return [pieces.take(rows) for rows in epoch_batches(targets, recipe.training.batch, seed=seed, epoch=epoch)]
 
         def validate() -> dict[str, float]:
             with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):

@@ -7,7 +7,6 @@ returns self and forgets any earlier fit, equal seeds give equal models.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -217,6 +216,3 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise RunError(f"{folder} is damaged: {name} is not what was written (checksum)")
     return manifest
 
-
-def remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
