@@ -231,8 +231,9 @@ class _Step:
         goals = pieces.between(pieces.offsets[:-1] + 1, pieces.offsets[1:]).items.astype(np.int64)
         with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
             states = network(pack(inputs, None, network.history))
+            wanted = network.codes[torch.from_numpy(goals).to(device)]
             if isinstance(network.head, FacetHeads):
-                return network.head.loss(states, network.codes[torch.from_numpy(goals).to(device)], self.precision)
+                return network.head.loss(states, wanted, self.precision)
         sample = sample_candidates(goals, self.counts, self.recipe.training.negatives) if self.sampled else None
         table, bias = network.head.items(None if sample is None else torch.from_numpy(sample.rows).to(device))
         at_target = None
@@ -240,7 +241,7 @@ class _Step:
             goals = sample.slot[goals]
             correction = torch.from_numpy(sample.correction).to(device)
             bias, at_target = bias + correction, -correction[torch.from_numpy(goals).to(device)]
-        return catalogue_cross_entropy(
+        loss = catalogue_cross_entropy(
             network.head.query(states),
             table,
             torch.from_numpy(goals).to(device),
@@ -250,6 +251,9 @@ class _Step:
             network.repeat,
             self.precision,
         )
+        if self.recipe.training.mix:
+            loss = loss + self.recipe.training.mix * network.head.facet_loss(states, wanted, self.precision)
+        return loss
 
     def _seen(self, inputs: Sequences, sample: Candidates | None) -> Pairs | None:
         """(place, item) for every item at or before a place of its history."""

@@ -45,6 +45,11 @@ class CatalogueHead(nn.Module):
         """What is multiplied with the items' vectors: unit length over temperature."""
         return F.normalize(states.float(), dim=-1) / self.temperature
 
+    def facet_loss(self, states: Tensor, codes: Tensor, precision: torch.dtype) -> Tensor:
+        """The same linear heads under the paper's loss: mean cross-entropy over heads; codes int64 [n, H] of the targets."""
+        query = self.query(states).expand(len(self.embedding), -1, -1)
+        return heads_cross_entropy(query, self.embedding, codes.T.contiguous(), precision)
+
 
 class FacetHeads(nn.Module):
     """States [n, width] -> H = M*L softmaxes over K codewords.
