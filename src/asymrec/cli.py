@@ -70,7 +70,7 @@ def fit(
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="Run folder to write.", show_default=False)] = ...,
     items: Annotated[Path | None, typer.Option(metavar="FILE", help="Item table, where DATA is a file.")] = None,
-    model: Annotated[str, typer.Option(help="asymrec, itemknn or popularity.")] = "asymrec",
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="asymrec (default), itemknn or popularity.")] = None,
     config: Annotated[str | None, typer.Option(metavar="FILE", help="Settings as YAML, or a preset: paper.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be repeated.")] = None,
     user_column: Annotated[str | None, typer.Option(metavar="C", help="Column of the user id.")] = None,
@@ -93,17 +93,12 @@ def fit(
     if data is None and not resume:
         raise RunError("DATA is missing: the folder or file to fit on")
 
-    from asymrec.machine import reuse_memory
-
-    reuse_memory()
     from asymrec.progress import Progress
     from asymrec.runs import fit_run
 
     try:
         with Progress() as progress:
-            facts = fit_run(
-                data, output, recipe, items=items, model=model, resume=resume, overwrite=overwrite, listener=progress
-            )
+            facts = fit_run(data, output, recipe, items=items, model=model, resume=resume, overwrite=overwrite, listener=progress)
     except KeyboardInterrupt:
         print(f"interrupted; go on with: asymrec fit -o {output} --resume", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -201,7 +196,8 @@ def codes(
     as_json: Json = False,
 ) -> None:
     """How well the codebooks are used and what the codes keep; with --item, one item's codes."""
-    from asymrec.runs import nearest_by_codes, read_codebook
+    from asymrec.results import nearest_by_codes
+    from asymrec.runs import read_codebook
 
     if item is None:
         from asymrec.quantize.report import describe

@@ -1,4 +1,4 @@
-"""The machine: what figures were measured on, and settings of the process."""
+"""The machine that figures were measured on."""
 
 from __future__ import annotations
 
@@ -48,17 +48,3 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def reuse_memory() -> None:
-    """glibc: keep large buffers for the next step instead of returning them to the system and clearing fresh ones each time."""
-    if not sys.platform.startswith("linux"):
-        return
-    import ctypes
-
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library
-        return
-    mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-    mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD

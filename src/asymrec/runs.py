@@ -5,6 +5,8 @@ any moment leaves either that folder, from which `resume` goes on, or the finish
 built beside it and put in its place in one step; a run that was there before stays readable until then.
 
 `manifest.json` covers the model's files. What is derived from them (metrics, ranks, report) is written anew by `evaluate_run`.
+
+Torch is imported where it is needed, so that bad tables are told before it is loaded.
 """
 
 from __future__ import annotations
@@ -18,24 +20,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from asymrec import machine
+import numpy as np
+
 from asymrec.config import Recipe
 from asymrec.data import Dataset
-from asymrec.device import choose_device
 from asymrec.errors import AsymrecError, ConfigError, EvaluationError, RunError
 from asymrec.evaluation import Evaluation, paired_bootstrap
 from asymrec.files import atomic, recover
-from asymrec.models import MODELS, Recommender
-from asymrec.models.base import FORMAT, read_manifest
 from asymrec.progress import Clock
-from asymrec.results import COMPARED, codebook, evaluate_all, facts_of, split_of, write_results
 from asymrec.training.listener import Listener
-from asymrec.training.loop import QUIET
-from asymrec.vectors import item_vectors
 from asymrec.version import __version__
 
+if TYPE_CHECKING:
+    from asymrec.models import Recommender
+
+QUIET = Listener()
 CHECKPOINT = "checkpoint"
 PARTS = {
     *("config.yaml", "model.safetensors", "catalogue.parquet", "vectors.safetensors", "dataset", "manifest.json"),
@@ -49,7 +50,7 @@ def fit_run(
     recipe: Recipe | None = None,
     *,
     items: Any = None,
-    model: str = "asymrec",
+    model: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
     listener: Listener = QUIET,
@@ -60,7 +61,7 @@ def fit_run(
         data, items: as `Dataset.read` takes them.
         folder: of the run; new, empty, or with `resume` or `overwrite` one that a fit has made.
         recipe: all settings; only what differs from the defaults need be set.
-        model: a name in `MODELS`.
+        model: a name in `MODELS`; `asymrec` when not given.
         resume: go on with the interrupted fit in `folder`, with the data and settings kept there; where nothing was begun, begin.
         overwrite: replace the run in `folder`, which stays as it is until the new one is finished.
     Returns:
@@ -70,7 +71,6 @@ def fit_run(
         the interrupted fit's. DataError, VectorError, QuantizerError: nothing was written.
     """
     folder, recipe = Path(folder), recipe or Recipe()
-    find_model(model)
     if resume and overwrite:
         raise ConfigError("--resume goes on with a fit, --overwrite begins anew: give one of them")
     state = _state(folder)
@@ -83,28 +83,36 @@ def fit_run(
             work = _take_up(folder, recipe, model)
             clock.keep_at(folder / CHECKPOINT / "seconds.json")
             clock.stage(f"resume the fit in {folder}, with its data and settings")
-            return _finish(work, folder, clock, None)
+            return _finish(work, folder, clock)
 
     _refuse(folder, state, overwrite)
     _refuse_unwritable(folder)
-    choose_device(recipe.training.device)
     clock.stage("read the tables")
     dataset = Dataset.read(data, items, config=recipe.data)
+
+    from asymrec.device import choose_device, choose_precision
+    from asymrec.results import split_of
+    from asymrec.vectors import item_vectors
+
+    kind = find_model(model or "asymrec")
+    # `auto` is measured: what was chosen is kept, so that a fit that goes on elsewhere or later computes the same
+    precision = str(choose_precision(recipe.training.precision, choose_device(recipe.training.device))).removeprefix("torch.")
     for note in dataset.notes:
         listener.stage(f"note: {note}")
     if left_out := split_of(dataset, recipe).left_out:
         listener.stage(f"note: {left_out:,} of {dataset.n_users:,} users have too few interactions for the split: only recommended to")
     vectors = None
-    if "vectors" in inspect.signature(MODELS[model]._fit).parameters:
+    if "vectors" in inspect.signature(kind._fit).parameters:
         clock.stage(f"vectors of {dataset.n_items:,} items")
         vectors = item_vectors(dataset, recipe.vectors)
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    work = _Work(model, recipe, dataset, _name(data))
+    recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"precision": precision})})
+    work = _Work(kind.name, recipe, dataset, vectors, _name(data))
     _begin(folder, work)
     try:
         with _locked(folder):
             clock.keep_at(folder / CHECKPOINT / "seconds.json")
-            return _finish(work, folder, clock, vectors)
+            return _finish(work, folder, clock)
     except AsymrecError as error:
         if not isinstance(error, RunError):  # the input is at fault and going on would not help
             shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
@@ -119,12 +127,15 @@ def evaluate_run(folder: str | Path, listener: Listener = QUIET) -> dict[str, An
 
     Returns the facts of `metrics.json`. Raises RunError: see `Recommender.load`.
     """
+    from asymrec.models import Recommender
+    from asymrec.results import codebook, evaluate_all, facts_of, write_results
+
     folder = Path(folder)
     clock = Clock(listener)
     clock.stage(f"load {folder}")
     recommender = Recommender.load(folder)
     try:
-        facts = read_facts(folder)
+        facts = _read_metrics(folder)
     except RunError:
         facts = {"codebook": codebook(recommender)}
     log = _read_log(folder)
@@ -140,6 +151,8 @@ def compare_runs(folder: str | Path, other: str | Path) -> list[dict[str, Any]]:
 
     Returns `Comparison.dict()` of each. Raises EvaluationError: other users, items or test targets. RunError: see `Recommender.load`.
     """
+    from asymrec.results import COMPARED
+
     (data_a, ranks_a), (data_b, ranks_b) = (_ranks(Path(each)) for each in (folder, other))
     for noun, a, b in (("users", data_a.user_ids, data_b.user_ids), ("items", data_a.item_ids, data_b.item_ids)):
         if not a.equals(b):
@@ -153,11 +166,17 @@ def compare_runs(folder: str | Path, other: str | Path) -> list[dict[str, Any]]:
 
 def read_facts(folder: str | Path) -> dict[str, Any]:
     """What a finished run's `metrics.json` holds. Raises RunError: not a finished run, or no metrics there."""
-    folder = Path(folder)
-    read_manifest(folder)
+    from asymrec.models.base import read_manifest
+
+    read_manifest(Path(folder))
+    return _read_metrics(Path(folder))
+
+
+def _read_metrics(folder: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        facts = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        return {name: facts[name] for name in ("model", "dataset", "metrics", "environment", "seconds")} | facts
+    except (OSError, ValueError, KeyError, TypeError):
         raise RunError(f"{folder / 'metrics.json'} is missing or damaged: `asymrec evaluate {folder}` writes it anew") from None
 
 
@@ -171,6 +190,8 @@ def read_codebook(folder: str | Path) -> dict[str, Any]:
 
 def find_model(name: str) -> type[Recommender]:
     """Raises ConfigError with the nearest name."""
+    from asymrec.models import MODELS
+
     if name not in MODELS:
         near = difflib.get_close_matches(name.replace("-", ""), MODELS, n=1)
         raise ConfigError(f"unknown model '{name}'; " + (f"did you mean '{near[0]}'?" if near else f"there are {', '.join(MODELS)}"))
@@ -185,6 +206,7 @@ class _Work:
     model: str
     recipe: Recipe
     dataset: Dataset
+    vectors: np.ndarray | None
     name: str
 
 
@@ -229,15 +251,21 @@ def _refuse_unwritable(folder: Path) -> None:
 
 
 def _begin(folder: Path, work: _Work) -> None:
+    from asymrec.models.base import FORMAT
+
     about = {"format": FORMAT, "asymrec": __version__, "model": work.model, "data": work.name}
     with atomic(folder / CHECKPOINT) as temporary:
         temporary.mkdir()
         (temporary / "config.yaml").write_text(work.recipe.yaml(), encoding="utf-8")
         work.dataset.save(temporary / "dataset")
+        if work.vectors is not None:
+            np.save(temporary / "vectors.npy", work.vectors, allow_pickle=False)
         (temporary / "run.json").write_text(json.dumps(about), encoding="utf-8")
 
 
-def _take_up(folder: Path, recipe: Recipe, model: str) -> _Work:
+def _take_up(folder: Path, recipe: Recipe, model: str | None) -> _Work:
+    from asymrec.models.base import FORMAT
+
     kept = folder / CHECKPOINT
     try:
         about = json.loads((kept / "run.json").read_text(encoding="utf-8"))
@@ -247,26 +275,33 @@ def _take_up(folder: Path, recipe: Recipe, model: str) -> _Work:
     if form != FORMAT:
         ours = f"this is {__version__} with format {FORMAT}"
         raise RunError(f"{folder} was begun by asymrec {version} in format {form}, {ours}: use asymrec {version}")
-    if kept_model != model:
+    if model not in (None, kept_model):
         raise ConfigError(f"the fit in {folder} is of model '{kept_model}', not '{model}'")
     old = Recipe.read(kept / "config.yaml")
     before = old.model_dump(mode="json")
     for section, values in recipe.model_dump(mode="json", exclude_unset=True).items():
         for leaf, value in values.items():
-            if before[section][leaf] != value:
+            if before[section][leaf] != value and not (leaf == "precision" and value == "auto"):
                 raise ConfigError(
                     f"setting '{section}.{leaf}' is {value!r} here and {before[section][leaf]!r} in the interrupted fit: "
                     "leave it out to resume, or begin anew with --overwrite"
                 )
-    return _Work(model, old, Dataset.load(kept / "dataset", mmap=False), name)
+    try:
+        vectors = np.load(kept / "vectors.npy", allow_pickle=False) if (kept / "vectors.npy").exists() else None
+    except (OSError, ValueError, EOFError):
+        raise RunError(f"{kept / 'vectors.npy'} is damaged: begin anew with --overwrite") from None
+    return _Work(kept_model, old, Dataset.load(kept / "dataset", mmap=False), vectors, name)
 
 
-def _finish(work: _Work, folder: Path, clock: Clock, vectors: Any) -> dict[str, Any]:
+def _finish(work: _Work, folder: Path, clock: Clock) -> dict[str, Any]:
     """Fit from where the checkpoint is, evaluate, and put the run in place."""
-    kept = folder / CHECKPOINT
-    options: dict[str, Any] = {"vectors": vectors, "checkpoint": str(kept), "resume": True, "listener": clock}
-    known = inspect.signature(MODELS[work.model]._fit).parameters
-    recommender = MODELS[work.model](work.recipe)
+    from asymrec import machine
+    from asymrec.results import evaluate_all, facts_of, split_of, write_results
+
+    kept, kind = folder / CHECKPOINT, find_model(work.model)
+    options: dict[str, Any] = {"vectors": work.vectors, "checkpoint": str(kept), "resume": True, "listener": clock}
+    known = inspect.signature(kind._fit).parameters
+    recommender = kind(work.recipe)
     clock.stage(f"fit {work.model}")
     recommender.fit(work.dataset, split_of(work.dataset, work.recipe), **{name: value for name, value in options.items() if name in known})
     facts = facts_of(recommender, work.name)
@@ -308,6 +343,8 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _ranks(folder: Path) -> tuple[Dataset, Evaluation]:
+    from asymrec.models.base import read_manifest
+
     model = read_manifest(folder)["model"]
     path = folder / "ranks" / f"{model}.parquet"
     if not path.exists():

@@ -1,0 +1,64 @@
+"""A small data set with something to learn in it, settings for a quick fit, and the command line as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SOURCE = Path(__file__).parents[1] / "src"
+SETTINGS = {
+    **{"text": [], "views": ["vector"], "facets": 4, "levels": 2, "codewords": 16, "quantizer_epochs": 1},
+    **{"width": 16, "layers": 1, "heads": 2, "ffn": 32, "experts": 2, "history": 20, "epochs": 2, "batch": 512, "dropout": 0.1},
+}
+WORDS = ("red", "blue", "green", "gold", "small", "large", "wool", "silk", "glass", "steel")
+
+
+def tables(users: int = 200, items: int = 120, seed: int = 0) -> tuple[pa.Table, pa.Table]:
+    """Interactions and items: a user walks along a circle, and an item's vector is its place there. Ids are integers from 100."""
+    random = np.random.default_rng(seed)
+    who, what, when = [], [], []
+    for user in range(users):
+        length = int(random.integers(4, 15))
+        steps = (int(random.integers(items)) + np.cumsum(random.integers(1, 4, length))) % items
+        who += [user + 1] * length
+        what += (steps + 100).tolist()
+        when += (1_000_000 + np.arange(length) * 60).tolist()
+    order = random.permutation(len(who))
+    interactions = pa.table({"user_id": np.array(who)[order], "item_id": np.array(what)[order], "timestamp": np.array(when)[order]})
+    titles = [f"{WORDS[row % 10]} {WORDS[row // 12 % 10]} thing {row}" for row in range(items)]
+    turns = 2 * np.pi * np.arange(items)[:, None] / items * np.arange(1, 9)
+    vectors = np.concatenate([np.cos(turns), np.sin(turns)], axis=1).astype(np.float32)
+    return interactions, pa.table({"item_id": np.arange(items) + 100, "title": titles, "vector": list(vectors)})
+
+
+def write(folder: Path, interactions: pa.Table, items: pa.Table) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(interactions, folder / "interactions.parquet")
+    pq.write_table(items, folder / "items.parquet")
+    return folder
+
+
+def settings(**more: object) -> list[str]:
+    """The settings of a quick fit as `--set` options."""
+    return [part for name, value in (SETTINGS | more).items() for part in ("--set", f"{name}={json.dumps(value)}")]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def asymrec(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `asymrec ...` as a process of its own."""
+    command = [sys.executable, "-m", "asymrec", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=cwd, timeout=300)
+
+
+def contents(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
