@@ -6,8 +6,9 @@ costs more than it gains. Pieces that do not wait for each other (batches of tex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -26,3 +27,15 @@ def spread(work: Callable[[Piece], Result], pieces: Iterable[Piece]) -> list[Res
             return list(pool.map(work, pieces))
     finally:
         torch.set_num_threads(threads)  # a thread that sets its own number also sets that of threads yet to start
+
+
+@contextmanager
+def team() -> Iterator[Callable[[Callable[[Piece], Result], Iterable[Piece]], list[Result]]]:
+    """A `spread` for many short rounds with single operations between them: inside the block each of these stays on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield lambda work, pieces: list(pool.map(work, pieces) if threads > 1 else map(work, pieces))
+    finally:
+        torch.set_num_threads(threads)

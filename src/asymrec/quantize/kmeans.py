@@ -85,3 +85,57 @@ def revive(codebooks: Tensor, dead: Tensor, points: Tensor, chances: Tensor, gen
 
 def _flat(index: Tensor, k: int) -> Tensor:
     return (index + torch.arange(index.shape[0]).unsqueeze(1) * k).reshape(-1)
+
+
+def residual_start(points: Tensor, levels: int, k: int, weights: Tensor, steps: int, generator: torch.Generator) -> Tensor:
+    """Codebooks [M, L, K, d] by k-means on points [M, n, d], then on what is left of them, level by level."""
+    codebooks = []
+    for _ in range(levels):
+        codebook = lloyd(points, sample(points, k, weights, generator), weights, steps, generator)
+        points = points - gather(codebook, nearest(points, codebook)[0])
+        codebooks.append(codebook)
+    return torch.stack(codebooks, 1)
+
+
+def residual_settle(points: Tensor, codebooks: Tensor, weights: Tensor, steps: int, generator: torch.Generator) -> Tensor:
+    """The codebooks [M, L, K, d] after `steps` more rounds on points [M, n, d], level by level."""
+    settled = []
+    for codebook in codebooks.unbind(1):
+        codebook = lloyd(points, codebook, weights, steps, generator)
+        points = points - gather(codebook, nearest(points, codebook)[0])
+        settled.append(codebook)
+    return torch.stack(settled, 1)
+
+
+class MovingAverages:
+    """Residual codebooks [M, L, K, d] that follow batches: c = m / N, where the sums m and counts N of a codeword's points decay.
+
+    A codeword whose count falls under `least` restarts on a point of the batch, drawn by what the level leaves of it.
+    """
+
+    def __init__(self, codebooks: Tensor, decay: float, least: float, generator: torch.Generator):
+        self.codebooks = list(codebooks.unbind(1))
+        self.decay, self.least, self.generator = decay, least, generator
+        self.counts: list[Tensor] = []
+        self.sums: list[Tensor] = []
+
+    def step(self, points: Tensor, weights: Tensor) -> Tensor:
+        """Takes in a batch [M, b, d] with weights [b]; returns what the codebooks, as they were before, left of it."""
+        for level, codebook in enumerate(self.codebooks):
+            k = codebook.shape[1]
+            index, _ = nearest(points, codebook)
+            left = points - gather(codebook, index)
+            count, total = tally(points, index, k, weights)
+            if len(self.counts) == level:  # as if batches like the first had been seen for long
+                held = count.clamp(min=2 * self.least)
+                self.counts.append(held)
+                self.sums.append(codebook * held.unsqueeze(-1))
+            counts = self.decay * self.counts[level] + (1 - self.decay) * count
+            sums = self.decay * self.sums[level] + (1 - self.decay) * total
+            dead = counts < self.least
+            codebook = revive(sums / counts.clamp(min=1e-30).unsqueeze(-1), dead, points, left.square().sum(-1) * weights, self.generator)
+            counts = torch.where(dead, torch.full_like(counts, points.shape[1] / k), counts)
+            sums = torch.where(dead.unsqueeze(-1), codebook * counts.unsqueeze(-1), sums)
+            self.codebooks[level], self.counts[level], self.sums[level] = codebook, counts, sums
+            points = left
+        return points

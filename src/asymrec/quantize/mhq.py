@@ -19,7 +19,7 @@ What differs from the paper, which leaves the start and the upkeep of codebooks 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -32,11 +32,13 @@ from asymrec.errors import QuantizerError
 from asymrec.quantize import kmeans
 from asymrec.quantize.base import Quantizer
 from asymrec.quantize.distinct import combinations
+from asymrec.threads import spread, team
 
 ITEMS_PER_CODEWORD = 4
-SAMPLE_PER_CODEWORD = 1024  # items a fit looks at, for each codeword: more do not move the means
+SAMPLE_PER_CODEWORD = 1024  # items a fit looks at, for each codeword, drawn by the seed: bounds its time and memory
 START_STEPS, FINAL_STEPS = 15, 2  # rounds of k-means a level
 ENERGY_TO_LOSE = 0.05
+BLOCK = 4096  # items at once
 FLOOR = 1e-3  # whitening: added to each variance, in units of the mean variance
 
 
@@ -83,6 +85,10 @@ class MHQ(Quantizer):
         return self
 
     def _fit(self, vectors: np.ndarray, weights: np.ndarray) -> None:
+        with team() as together:
+            self._learn(vectors, weights, together)
+
+    def _learn(self, vectors: np.ndarray, weights: np.ndarray, together: Callable[..., list]) -> None:
         config, wide = self.config, self._projection_width(vectors.shape[1])
         generator = torch.Generator().manual_seed(self.seed)
         limit = max(2**16, SAMPLE_PER_CODEWORD * config.codewords)
@@ -91,7 +97,7 @@ class MHQ(Quantizer):
             vectors, weights = vectors[rows], weights[rows]
         x, weights = torch.from_numpy(vectors), torch.from_numpy(weights).float().clamp(min=1e-12)
 
-        mean, covariance = _moments(x, weights)
+        mean, covariance = _moments(x, weights, together)
         values, directions = torch.linalg.eigh(covariance)
         values, directions = values.flip(0).clamp(min=0), directions.flip(1)  # the largest first
         if config.whiten:
@@ -104,36 +110,37 @@ class MHQ(Quantizer):
             variance, basis = values / values.sum(), directions
         unit = variance.sum().sqrt()  # total variance 1 after whitening as well
         prepare, undo, variance = prepare / unit, undo * unit, variance / unit**2
-        spread = basis * variance @ basis.T  # covariance of the prepared vectors
+        covariance = basis * variance @ basis.T  # of the prepared vectors
 
         projection = basis[:, deal(variance[:wide], config.facets)].T.float().contiguous()
-        start = energy_kept(projection, spread)
+        start = energy_kept(projection, covariance)
         fitted = min(config.codewords, max(2, len(x) // ITEMS_PER_CODEWORD))
         prepare, mean = prepare.float(), mean.float()
 
-        facets = _facets(x, mean, prepare @ projection.T, config.facets)
-        codebooks = []
-        for _ in range(config.levels):
-            codebook = kmeans.sample(facets, fitted, weights, generator)
-            codebook = kmeans.lloyd(facets, codebook, weights, START_STEPS, generator)
-            facets = facets - kmeans.gather(codebook, kmeans.nearest(facets, codebook)[0])
-            codebooks.append(codebook)
-        codebooks = torch.stack(codebooks, 1)
+        def codebooks_of(learn: Callable[[Tensor, int], Tensor]) -> Tensor:
+            facets = _facets(x, mean, prepare @ projection.T, config.facets)
+            return torch.cat(together(lambda part: learn(facets[parts[part]], part), range(len(parts))))
+
+        parts = _parts(config.facets)
+        seeds = torch.randint(2**62, (len(parts),), generator=generator).tolist()
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]  # one each: the order of threads makes no difference
+        codebooks = codebooks_of(
+            lambda points, part: kmeans.residual_start(points, config.levels, fitted, weights, START_STEPS, generators[part])
+        )
         if config.quantizer_epochs:
-            projection, codebooks = self._follow(x, weights, mean, prepare, projection, codebooks, generator)
+            projection, codebooks = self._follow(x, weights, mean, prepare, projection, codebooks, generators, together)
             if config.orthonormality and projection.isfinite().all():
                 left, _, right = torch.linalg.svd(projection.double(), full_matrices=False)
                 projection = (left @ right).float()
-        kept = energy_kept(projection, spread)
+        kept = energy_kept(projection, covariance)
         if not kept >= start - ENERGY_TO_LOSE:
             raise QuantizerError(
                 f"energy kept falls below its start's by more than 5 points ({start:.1%} -> {kept:.1%}): "
                 "lower projection_rate or raise orthonormality"
             )
-        facets = _facets(x, mean, prepare @ projection.T, config.facets)
-        for level in range(config.levels):
-            codebooks[:, level] = kmeans.lloyd(facets, codebooks[:, level], weights, FINAL_STEPS, generator)
-            facets = facets - kmeans.gather(codebooks[:, level], kmeans.nearest(facets, codebooks[:, level])[0])
+        codebooks = codebooks_of(
+            lambda points, part: kmeans.residual_settle(points, codebooks[parts[part]], weights, FINAL_STEPS, generators[part])
+        )
         self._tensors = {
             "mean": mean,
             "encoder": prepare @ projection.T,
@@ -145,51 +152,39 @@ class MHQ(Quantizer):
         }
 
     def _follow(
-        self, x: Tensor, weights: Tensor, mean: Tensor, prepare: Tensor, projection: Tensor, codebooks: Tensor, generator: torch.Generator
+        self,
+        x: Tensor,
+        weights: Tensor,
+        mean: Tensor,
+        prepare: Tensor,
+        projection: Tensor,
+        codebooks: Tensor,
+        generators: list[torch.Generator],
+        together: Callable[..., list],
     ) -> tuple[Tensor, Tensor]:
         """The epochs: codebooks follow by moving averages while W_P learns. -> projection [D, d], codebooks [M, L, K, D/M]."""
         config, n = self.config, len(x)
         batch = min(config.quantizer_batch, n)
-        m, levels, k, _ = codebooks.shape
+        parts = _parts(config.facets)
+        least = max(0.5 * batch / n, 0.01 * batch / codebooks.shape[2])  # half an item of the catalogue, or 1 % of an even share
+        averages = [kmeans.MovingAverages(codebooks[part], config.decay, least, generators[i]) for i, part in enumerate(parts)]
         projection = projection.clone().requires_grad_(config.projection_rate > 0)
-        steps = config.quantizer_epochs * (n // batch)
         optimizer = torch.optim.Adam([projection], lr=config.projection_rate or 1.0)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, max(1, steps))
-        counts: list[Tensor] = []
-        sums: list[Tensor] = []
-        out_of_use = max(0.5 * batch / n, 0.01 * batch / k)  # half an item of the catalogue, or 1 % of an even share
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, config.quantizer_epochs * (n // batch))
         for _ in range(config.quantizer_epochs):
-            order = torch.randperm(n, generator=generator)
+            order = torch.randperm(n, generator=generators[0])
             for rows in order[: n - n % batch].split(batch):
                 inputs, weight = (x[rows] - mean) @ prepare, weights[rows]
                 projected = inputs @ projection.T
-                facets = residual = projected.detach().view(batch, m, -1).transpose(0, 1).contiguous()
-                for level in range(levels):
-                    codebook = codebooks[:, level]
-                    index, _ = kmeans.nearest(residual, codebook)
-                    after = residual - kmeans.gather(codebook, index)
-                    count, total = kmeans.tally(residual, index, k, weight)
-                    if len(counts) == level:  # the averages start as if the first batch had been seen for long
-                        held = count.clamp(min=batch / n)
-                        counts.append(held)
-                        sums.append(codebook * held.unsqueeze(-1))
-                    counts[level] = config.decay * counts[level] + (1 - config.decay) * count
-                    sums[level] = config.decay * sums[level] + (1 - config.decay) * total
-                    dead = counts[level] < out_of_use
-                    codebook = sums[level] / counts[level].clamp(min=1e-30).unsqueeze(-1)
-                    if dead.any():
-                        codebook = kmeans.revive(codebook, dead, residual, after.square().sum(-1) * weight, generator)
-                        counts[level] = torch.where(dead, torch.full_like(counts[level], batch / k), counts[level])
-                        sums[level] = torch.where(dead.unsqueeze(-1), codebook * counts[level].unsqueeze(-1), sums[level])
-                    codebooks[:, level] = codebook
-                    residual = after
+                facets = projected.detach().view(batch, config.facets, -1).transpose(0, 1).contiguous()
+                left = torch.cat(together(lambda i: averages[i].step(facets[parts[i]], weight), range(len(parts))))  # noqa: B023 (done at once)
                 if config.projection_rate > 0:
-                    rebuilt = (facets - residual).transpose(0, 1).reshape(batch, -1)
+                    rebuilt = (facets - left).transpose(0, 1).reshape(batch, -1)
                     optimizer.zero_grad()
                     self._loss(inputs, projected, rebuilt, projection, weight / weight.mean()).backward()
                     optimizer.step()
                     schedule.step()
-        return projection.detach(), codebooks
+        return projection.detach(), torch.cat([torch.stack(part.codebooks, 1) for part in averages])
 
     def _loss(self, inputs: Tensor, projected: Tensor, rebuilt: Tensor, projection: Tensor, weight: Tensor) -> Tensor:
         """The paper's loss on a batch; `rebuilt` x^ is constant, so W_P is drawn to where the codewords are."""
@@ -217,23 +212,26 @@ class MHQ(Quantizer):
         m, levels = self.code_shape
         codebooks = self._tensors["codebooks"][:, :, : int(self._tensors["fitted"])]
         codes = np.empty((len(vectors), m * levels), dtype=np.int32)
-        for start in range(0, len(vectors), 4096):
-            block = torch.from_numpy(vectors[start : start + 4096])
-            residual = _facets(block, self._tensors["mean"], self._tensors["encoder"], m)
+
+        def block(start: int) -> None:
+            rows = torch.from_numpy(vectors[start : start + BLOCK])
+            residual = _facets(rows, self._tensors["mean"], self._tensors["encoder"], m)
             chosen = []
             for level in range(levels):
                 index, _ = kmeans.nearest(residual, codebooks[:, level])
                 residual = residual - kmeans.gather(codebooks[:, level], index)
                 chosen.append(index)
-            codes[start : start + 4096] = torch.stack(chosen, 1).permute(2, 0, 1).reshape(len(block), -1).numpy()
+            codes[start : start + BLOCK] = torch.stack(chosen, 1).permute(2, 0, 1).reshape(len(rows), -1).numpy()
+
+        spread(block, range(0, len(vectors), BLOCK))
         return codes
 
     def _decode(self, codes: np.ndarray) -> np.ndarray:
         vectors = np.empty((len(codes), self._fitted_width()), dtype=np.float32)
-        for start in range(0, len(codes), 4096):
-            facets = self._partial(codes[start : start + 4096])[-1]
+        for start in range(0, len(codes), BLOCK):
+            facets = self._partial(codes[start : start + BLOCK])[-1]
             rows = facets.transpose(0, 1).reshape(facets.shape[1], -1)
-            vectors[start : start + 4096] = (self._tensors["mean"] + rows @ self._tensors["decoder"]).numpy()
+            vectors[start : start + BLOCK] = (self._tensors["mean"] + rows @ self._tensors["decoder"]).numpy()
         return vectors
 
     def _partial(self, codes: np.ndarray) -> list[Tensor]:
@@ -279,12 +277,12 @@ class MHQ(Quantizer):
         wide = self._tensors["encoder"].shape[1]
         error, total = np.zeros(levels), torch.zeros(m, wide // m, dtype=torch.float64)
         square = torch.zeros(m, wide // m, dtype=torch.float64)
-        for start in range(0, len(vectors), 4096):
-            block = torch.from_numpy(vectors[start : start + 4096])
+        for start in range(0, len(vectors), BLOCK):
+            block = torch.from_numpy(vectors[start : start + BLOCK])
             facets = _facets(block, self._tensors["mean"], self._tensors["encoder"], m)
             total += facets.sum(1, dtype=torch.float64)
             square += facets.square().sum(1, dtype=torch.float64)
-            for level, rebuilt in enumerate(self._partial(codes[start : start + 4096])):
+            for level, rebuilt in enumerate(self._partial(codes[start : start + BLOCK])):
                 error[level] += float((facets - rebuilt).square().sum(dtype=torch.float64))
         energy = (square / len(vectors) - (total / len(vectors)).square()).sum(1).clamp(min=0)
         projection = self._tensors["projection"].double()
@@ -322,21 +320,31 @@ def energy_kept(projection: Tensor, covariance: Tensor) -> float:
     return float(((projection @ covariance) * projection).sum() / covariance.trace()) / stretch
 
 
+def _parts(facets: int) -> list[slice]:
+    """Facets that one thread takes: fixed, so that the number of threads makes no difference."""
+    return [slice(start, start + 4) for start in range(0, facets, 4)]
+
+
 def _facets(x: Tensor, mean: Tensor, encoder: Tensor, facets: int) -> Tensor:
     """Vectors [n, d] -> projected and cut [M, n, D/M]."""
     projected = torch.empty(facets, len(x), encoder.shape[1] // facets)
-    for start in range(0, len(x), 4096):
-        block = (x[start : start + 4096] - mean) @ encoder
-        projected[:, start : start + 4096] = block.view(len(block), facets, -1).transpose(0, 1)
+    for start in range(0, len(x), BLOCK):
+        block = (x[start : start + BLOCK] - mean) @ encoder
+        projected[:, start : start + BLOCK] = block.view(len(block), facets, -1).transpose(0, 1)
     return projected
 
 
-def _moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def _moments(x: Tensor, weights: Tensor, together: Callable[..., list]) -> tuple[Tensor, Tensor]:
     """Weighted mean [d] and covariance [d, d], float64."""
     weights = weights.double()
-    mean = sum((weights[s : s + 4096] @ x[s : s + 4096].double() for s in range(0, len(x), 4096)), torch.zeros(())) / weights.sum()
-    covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
-    for s in range(0, len(x), 4096):
-        centred = (x[s : s + 4096].double() - mean) * weights[s : s + 4096].sqrt().unsqueeze(1)
-        covariance += centred.T @ centred
-    return mean, covariance / weights.sum()
+    blocks = [slice(start, start + BLOCK) for start in range(0, len(x), BLOCK)]
+    mean = sum(together(lambda rows: weights[rows] @ x[rows].double(), blocks)) / weights.sum()
+
+    def scatter(first: int) -> Tensor:
+        total = torch.zeros(len(mean), len(mean), dtype=torch.float64)
+        for rows in blocks[first::4]:
+            centred = (x[rows].double() - mean) * weights[rows].sqrt().unsqueeze(1)
+            total.addmm_(centred.T, centred)
+        return total
+
+    return mean, sum(together(scatter, range(4))) / weights.sum()
