@@ -169,7 +169,8 @@ def test_drop_unknown_goes_on_and_says_so(tmp_path):
 
 def test_files_and_columns_by_name_and_file_order(tmp_path):
     interactions, items = tables(users=60)
-    lines = [f"{who},{what}" for who, what in zip(*(interactions.sort_by("timestamp")[name].to_pylist() for name in ("user_id", "item_id")))]
+    interactions = interactions.sort_by("timestamp")
+    lines = [f"{who},{what}" for who, what in zip(interactions["user_id"].to_pylist(), interactions["item_id"].to_pylist())]
     with gzip.open(tmp_path / "log.csv.gz", "wt") as file:
         file.write("\n".join(["buyer,good", *lines]))
     pq.write_table(items.rename_columns(["good", "title", "vector"]), tmp_path / "goods.parquet")
