@@ -185,9 +185,8 @@ def test_a_repeated_item_is_learned_to_be_rare_or_common():
     assert never.network.repeat.item() < -0.3
     rng = np.random.default_rng(0)
     pairs = [rng.choice(60, 2, replace=False) for _ in range(120)]
-    interactions = pa.table(
-        {"user": np.repeat(np.arange(120), 8), "item": [f"i{pair[step % 2]}" for pair in pairs for step in range(8)], "timestamp": np.arange(960)}
-    )
+    items = [f"i{pair[step % 2]}" for pair in pairs for step in range(8)]
+    interactions = pa.table({"user": np.repeat(np.arange(120), 8), "item": items, "timestamp": np.arange(960)})
     always = MODELS["asymrec"](epochs=12).fit(Dataset.read(interactions, tables()[1]))
     assert always.network.repeat.item() > 0.3
 
@@ -227,7 +226,7 @@ def test_damage_and_other_versions_are_told(fitted, tmp_path):
 
 
 def test_nothing_to_train_on_is_said():
-    interactions = pa.table({"user": list("aabbcc") + ["a", "b", "c"], "item": ["x", "y", "x", "z", "y", "z", "z", "y", "x"], "timestamp": range(9)})
+    interactions = pa.table({"user": list("aabbccabc"), "item": list("xyxzyzzyx"), "timestamp": range(9)})
     items = pa.table({"item": ["x", "y", "z"], "text": ["one", "two", "three"]})
     with pytest.raises(DataError, match="nothing to train on"):
         MODELS["asymrec"]().fit(Dataset.read(interactions, items), vectors=np.eye(3))

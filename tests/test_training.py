@@ -109,7 +109,7 @@ def test_it_stops_when_validation_no_longer_improves():
 def test_the_learning_rate_rises_then_falls_to_nothing():
     rates = [loop._schedule(step, 100, 0.1) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0
-    assert all(a >= b for a, b in zip(rates[9:], rates[10:])) and rates[-1] < 0.001
+    assert rates[9:] == sorted(rates[9:], reverse=True) and rates[-1] < 0.001
     assert all(math.isfinite(loop._schedule(step, 1, warmup)) for step in range(2) for warmup in (0.0, 0.5))
 
 
@@ -120,5 +120,5 @@ def test_a_damaged_checkpoint_is_refused_with_advice(tmp_path):
     tensors, values = checkpoint.load()
     assert torch.equal(tensors["a"], torch.ones(3)) and values == {"epoch": 2}
     (tmp_path / "c" / "state.safetensors").write_bytes(b"half")
-    with pytest.raises(RunError, match="damaged.*delete it"):
+    with pytest.raises(RunError, match=r"damaged.*delete it"):
         checkpoint.load()

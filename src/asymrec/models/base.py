@@ -208,7 +208,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         raise RunError(f"{path} is damaged") from None
     if form != FORMAT:
-        raise RunError(f"{folder} was written by asymrec {version} in format {form}, this is {__version__} with format {FORMAT}: use asymrec {version}")
+        ours = f"this is {__version__} with format {FORMAT}"
+        raise RunError(f"{folder} was written by asymrec {version} in format {form}, {ours}: use asymrec {version}")
     for name, digest in files.items():
         if not (folder / name).is_file():
             raise RunError(f"{folder} is damaged: {name} is missing")
