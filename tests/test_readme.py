@@ -1,0 +1,88 @@
+"""The README and docs/python.md are run as they stand, on a small shop; docs/configuration.md says what the settings are."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from pyarrow import csv
+from small import SETTINGS, environment, settings, tables
+
+from asymrec.config import PRESETS, Recipe, reference
+
+ROOT = Path(__file__).parents[1]
+QUICK = {name: value for name, value in SETTINGS.items() if name not in ("text", "views", "epochs", "width")} | {"encoder": "hashed"}
+
+
+def blocks(path: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / path).read_text(encoding="utf-8"), re.M | re.S)
+
+
+@pytest.fixture
+def shop(tmp_path) -> Path:
+    """A folder `shop` as the documents speak of it, with anna among its users."""
+    interactions, items = tables()
+    named = pc.if_else(pc.equal(interactions["user_id"], 1), "anna", pc.cast(interactions["user_id"], pa.string()))
+    own = {column: pc.binary_join_element_wise("P", pc.cast(pc.subtract(table["item_id"], 99), pa.string()), "-")
+           for column, table in (("interactions", interactions), ("items", items))}  # fmt: skip
+    (tmp_path / "shop").mkdir()
+    clicks = {"user": named, "item": own["interactions"], "timestamp": interactions["timestamp"]}
+    csv.write_csv(pa.table(clicks), tmp_path / "shop/interactions.csv")
+    csv.write_csv(pa.table({"item": own["items"], "title": items["title"]}), tmp_path / "shop/items.csv")
+    return tmp_path
+
+
+def test_the_shell_blocks_of_the_readme(shop):
+    script = "\n".join(blocks("README.md", "bash"))
+    assert {"fit", "recommend", "evaluate", "codes"} <= set(re.findall(r"^asymrec (\w+)", script, re.M))
+    for target in re.findall(r"^make (\w+)", script, re.M):
+        subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
+    # the shop is small and so are the settings; all else is what the reader would type
+    quick = " ".join(f"'{part}'" for part in settings(text=None, views=[], encoder="hashed"))
+    shim = f'asymrec() {{ if [ "$1" = fit ]; then "{sys.executable}" -m asymrec "$@" {quick}; else "{sys.executable}" -m asymrec "$@"; fi; }}'
+    script = "\n".join(line for line in script.splitlines() if not line.startswith("make "))
+    done = subprocess.run(["bash", "-ec", f"{shim}\n{script}"], cwd=shop, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (shop / "runs/first/report.html").exists()
+    assert "user anna" in done.stdout and "4 facets x 2 levels" in done.stdout
+
+
+@pytest.mark.parametrize("path", ["README.md", "docs/python.md"])
+def test_the_python_blocks(path, shop):
+    code = "\n".join(blocks(path, "python"))
+    assert code.count("AsymRec(") >= 1
+    code = re.sub(r"\bAsymRec\(", f"AsymRec(**{QUICK!r}, ", code)
+    code = code.replace("Recipe.of(None, ", f"Recipe.of(None, **{QUICK!r}, ")
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=shop, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (shop / "my-model/manifest.json").exists()
+
+
+def test_links_of_the_documents_lead_somewhere():
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
+            assert "://" in link or (path.parent / link).exists(), f"{path.name}: {link}"
+
+
+def test_every_setting_is_explained_and_the_page_is_not_stale():
+    assert (ROOT / "docs/configuration.md").read_text(encoding="utf-8") == reference(), "run: python -m asymrec.config > docs/configuration.md"
+    for section in Recipe.model_fields.values():
+        for name, field in section.annotation.model_fields.items():
+            assert field.description, name
+            assert f"| `{name}` |" in reference()
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_presets_are_valid(name):
+    assert Recipe.read(name) != Recipe()
+
+
+def test_the_paper_preset_is_the_papers_objective():
+    recipe = Recipe.read("paper", epochs=3)
+    assert (recipe.training.objective, recipe.network.repeat, recipe.training.epochs) == ("heads", False, 3)
+    assert (recipe.quantizer.facets, recipe.quantizer.levels, recipe.quantizer.codewords) == (16, 3, 256)
