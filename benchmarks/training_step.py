@@ -180,7 +180,6 @@ def main() -> int:
     parser.add_argument("--objective", choices=("catalogue", "heads", "both"), default="both")
     parser.add_argument("--out", type=Path, help="JSON log")
     arguments = parser.parse_args()
-    machine.reuse_memory()
     torch.manual_seed(0)
     data = Dataset.read(arguments.data)
     console, table = Console(), Table("objective", "version", "interactions / s", "shipped is faster by")

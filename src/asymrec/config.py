@@ -84,11 +84,13 @@ class TrainingConfig(Section):
 
     objective: Literal["catalogue", "heads"] = Field("catalogue", description="softmax over items, or the paper's mean cross-entropy over the M*L heads")
     mix: float = Field(0.0, ge=0, description="objective `catalogue`: weight of the heads' cross-entropy that is added")
-    temperature: float = Field(0.05, gt=0, description="divides the cosine before the softmax")
+    temperature: float = Field(0.07, gt=0, description="divides the cosine before the softmax")
     learning_rate: float = Field(2e-3, gt=0, description="of AdamW, at the end of the warm-up; falls to 0 by half a cosine")
     weight_decay: float = Field(0.0, ge=0, description="of AdamW, on matrices")
-    epochs: int = Field(60, ge=1, description="passes over the training interactions, at most")
-    patience: int = Field(10, ge=1, description="epochs without a better validation NDCG@10 before stopping")
+    epochs: int | None = Field(
+        None, ge=1, description="passes over the training interactions, at most; by default 12, up to 100 where that is under 800 steps"
+    )
+    patience: int = Field(4, ge=1, description="epochs without a better validation NDCG@10 before stopping")
     batch: int = Field(2048, ge=1, description="interactions a step")
     average: float = Field(0.995, ge=0, lt=1, description="decay of the moving average of weights that is validated and kept; 0: none")
     full_softmax: int = Field(50_000, ge=0, description="objective `catalogue`: above this many items the softmax is sampled")

@@ -16,6 +16,7 @@ What differs from the paper:
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ from asymrec.training.listener import Listener
 from asymrec.training.loop import QUIET, train
 from asymrec.vectors import item_vectors
 
+EPOCHS, STEPS, MOST_EPOCHS = 12, 800, 100  # the schedule where none is given: so many epochs, more where they would be few steps
 VALIDATION_USERS = 20_000  # more would not move the choice of the epoch: NDCG@10's standard error is then below .002
 
 
@@ -165,8 +167,12 @@ class AsymRec(Recommender):
                 metrics = evaluate(self, validation, dataset.n_items, counts, ks=(10,)).metrics
             return {name: metrics["kept"][name] for name in ("ndcg@10", "recall@10")} | {"ndcg@10_removed": metrics["removed"]["ndcg@10"]}
 
+        training = recipe.training
+        if training.epochs is None:
+            epochs = min(max(EPOCHS, math.ceil(STEPS / len(batches(1)))), MOST_EPOCHS)
+            training = training.model_copy(update={"epochs": epochs})
         listener.stage(f"train on {int(pieces.lengths.sum() - len(pieces)):,} interactions of {len(split.train):,} users")
-        self.log = train(self.network, batches, step, validate, recipe.training, checkpoint=state, listener=listener)
+        self.log = train(self.network, batches, step, validate, training, checkpoint=state, listener=listener)
         self._freeze()
 
     def scores(self, histories: Sequences) -> np.ndarray:
