@@ -50,7 +50,8 @@ class Plain(nn.Module):
         self.norm, self.decoder = network.norm, network.decoder
         head = network.head
         if self.objective == "heads":
-            self.inner = nn.ModuleList(_linear(weight.T, bias[0]) for weight, bias in zip(head.first, head.first_bias))
+            parts = zip(head.first.weight.chunk(len(head.second)), head.first.bias.chunk(len(head.second)))
+            self.inner = nn.ModuleList(_linear(weight, bias) for weight, bias in parts)
             self.words = nn.ModuleList(_linear(words, None) for words in head.second)
         else:
             self.embeddings = nn.ModuleList(nn.Embedding.from_pretrained(words.detach().clone(), freeze=False) for words in head.embedding)

@@ -80,7 +80,8 @@ def test_facet_heads_are_parallel_two_layer_mlps():
     codes = torch.randint(7, (9, 5))
     total = 0.0
     for h in range(5):
-        inner = F.gelu(states @ heads.first[h] + heads.first_bias[h])
+        rows = slice(6 * h, 6 * (h + 1))
+        inner = F.gelu(states @ heads.first.weight[rows].T + heads.first.bias[rows])
         logits = F.cosine_similarity(inner[:, None], heads.second[h][None], dim=-1) / 0.1
         total += F.cross_entropy(logits, codes[:, h])
         torch.testing.assert_close(heads.log_probabilities(states)[:, h], logits.log_softmax(-1), rtol=1e-4, atol=1e-4)

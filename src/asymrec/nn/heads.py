@@ -64,14 +64,15 @@ class FacetHeads(nn.Module):
 
     def __init__(self, heads: int, words: int, width: int, inner: int, temperature: float):
         super().__init__()
-        self.first = nn.Parameter(torch.randn(heads, width, inner) * width**-0.5)
-        self.first_bias = nn.Parameter(torch.zeros(heads, 1, inner))
+        self.first = nn.Linear(width, heads * inner)  # all heads' first layers are one product
+        nn.init.normal_(self.first.weight, std=width**-0.5)
+        nn.init.zeros_(self.first.bias)
         self.second = nn.Parameter(torch.randn(heads, words, inner) * inner**-0.5)
         self.temperature = temperature
 
     def queries(self, states: Tensor) -> Tensor:
-        """[n, width] -> each head's inner state, unit length over temperature, [H, n, inner]: one product for all heads."""
-        inner = torch.baddbmm(self.first_bias, states.expand(len(self.first), -1, -1), self.first)
+        """[n, width] -> each head's inner state, unit length over temperature, [H, n, inner]."""
+        inner = self.first(states).view(len(states), len(self.second), -1).transpose(0, 1)
         return F.normalize(F.gelu(inner).float(), dim=-1) / self.temperature
 
     def loss(self, states: Tensor, codes: Tensor, precision: torch.dtype) -> Tensor:
