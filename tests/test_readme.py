@@ -16,7 +16,7 @@ from small import SETTINGS, environment, settings, tables
 from asymrec.config import PRESETS, Recipe, reference
 
 ROOT = Path(__file__).parents[1]
-QUICK = {name: value for name, value in SETTINGS.items() if name not in ("text", "views", "epochs", "width")} | {"encoder": "hashed"}
+QUICK = {name: value for name, value in SETTINGS.items() if name not in ("text", "views", "batch")} | {"encoder": "hashed"}
 
 
 def blocks(path: str, language: str) -> list[str]:
@@ -44,7 +44,8 @@ def test_the_shell_blocks_of_the_readme(shop):
         subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
     # the shop is small and so are the settings; all else is what the reader would type
     quick = " ".join(f"'{part}'" for part in settings(text=None, views=[], encoder="hashed"))
-    shim = f'asymrec() {{ if [ "$1" = fit ]; then "{sys.executable}" -m asymrec "$@" {quick}; else "{sys.executable}" -m asymrec "$@"; fi; }}'
+    command = f'"{sys.executable}" -m asymrec "$@"'
+    shim = f'asymrec() {{ if [ "$1" = fit ]; then {command} {quick}; else {command}; fi; }}'
     script = "\n".join(line for line in script.splitlines() if not line.startswith("make "))
     done = subprocess.run(["bash", "-ec", f"{shim}\n{script}"], cwd=shop, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -56,11 +57,18 @@ def test_the_shell_blocks_of_the_readme(shop):
 def test_the_python_blocks(path, shop):
     code = "\n".join(blocks(path, "python"))
     assert code.count("AsymRec(") >= 1
-    code = re.sub(r"\bAsymRec\(", f"AsymRec(**{QUICK!r}, ", code)
-    code = code.replace("Recipe.of(None, ", f"Recipe.of(None, **{QUICK!r}, ")
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=shop, env=environment(), capture_output=True, text=True, timeout=300)
+    code = re.sub(r"\b(AsymRec|Recipe\.of)\((?:None, )?(.*?)\)(?=\.|\)|$)", _quick, code, flags=re.M)
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, cwd=shop, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert (shop / "my-model/manifest.json").exists()
+
+
+def _quick(call: re.Match[str]) -> str:
+    """The same call with the settings of a quick fit, where the document does not give a setting itself."""
+    given = re.findall(r"(\w+)=", call[2])
+    more = ", ".join(f"{name}={value!r}" for name, value in QUICK.items() if name not in given)
+    return f"{call[1]}({'None, ' if call[1] == 'Recipe.of' else ''}{call[2]}, {more})"
 
 
 def test_links_of_the_documents_lead_somewhere():
@@ -70,7 +78,8 @@ def test_links_of_the_documents_lead_somewhere():
 
 
 def test_every_setting_is_explained_and_the_page_is_not_stale():
-    assert (ROOT / "docs/configuration.md").read_text(encoding="utf-8") == reference(), "run: python -m asymrec.config > docs/configuration.md"
+    page = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+    assert page == reference(), "run: python -m asymrec.config > docs/configuration.md"
     for section in Recipe.model_fields.values():
         for name, field in section.annotation.model_fields.items():
             assert field.description, name

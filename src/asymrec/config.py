@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from asymrec.errors import ConfigError
 
-
 PRESETS = {path.stem: path for path in sorted(Path(__file__).with_name("presets").glob("*.yaml"))}
 
 
@@ -30,9 +29,13 @@ class DataConfig(Section):
     item: str | None = Field(None, description="column of the item id; found by name when not given")
     time: str | None = Field(None, description="column of the timestamp; found by name when not given")
     position: str | None = Field(None, description="column of the place in the user's sequence; found by name when not given")
-    drop_unknown: bool = Field(False, description="drop interactions with items that the item table does not hold, instead of refusing them")
+    drop_unknown: bool = Field(
+        False, description="drop interactions with items that the item table does not hold, instead of refusing them"
+    )
     split: Literal["leave-last-out", "time"] = Field("leave-last-out", description="how validation and test targets are cut off")
-    validation_share: float = Field(0.1, gt=0, lt=0.5, description="split by time: share of the interactions, latest but the test's, for validation")
+    validation_share: float = Field(
+        0.1, gt=0, lt=0.5, description="split by time: share of the interactions, latest but the test's, for validation"
+    )
     test_share: float = Field(0.1, gt=0, lt=0.5, description="split by time: share of the interactions, the latest, for the test")
 
 
@@ -53,9 +56,13 @@ class QuantizerConfig(Section):
     facets: int = Field(16, ge=1, description="M, subspaces of the projected vector")
     levels: int = Field(3, ge=1, description="L, residual levels in each facet")
     codewords: int = Field(256, ge=2, le=65536, description="K, codewords in each codebook")
-    projection: int | None = Field(None, ge=1, description="D, width after the projection W_P; by default min(1024, d), cut to a multiple of M")
+    projection: int | None = Field(
+        None, ge=1, description="D, width after the projection W_P; by default min(1024, d), cut to a multiple of M"
+    )
     whiten: bool = Field(False, description="whiten the vectors before the projection")
-    reconstruct: Literal["projected", "input"] = Field("projected", description="where the reconstruction error is taken: x~ = W_P x as in the paper, or x")
+    reconstruct: Literal["projected", "input"] = Field(
+        "projected", description="where the reconstruction error is taken: x~ = W_P x as in the paper, or x"
+    )
     balance: float = Field(0.1, ge=0, description="lambda_bal: weight of the spread of energy over facets")
     orthonormality: float = Field(1.0, ge=0, description="lambda_reg: weight of ||W_P W_P^T - I||")
     decay: float = Field(0.99, gt=0, lt=1, description="gamma of the EMA codebooks")
@@ -82,7 +89,9 @@ class NetworkConfig(Section):
 class TrainingConfig(Section):
     """The loop."""
 
-    objective: Literal["catalogue", "heads"] = Field("catalogue", description="softmax over items, or the paper's mean cross-entropy over the M*L heads")
+    objective: Literal["catalogue", "heads"] = Field(
+        "catalogue", description="softmax over items, or the paper's mean cross-entropy over the M*L heads"
+    )
     mix: float = Field(0.0, ge=0, description="objective `catalogue`: weight of the heads' cross-entropy that is added")
     temperature: float = Field(0.07, gt=0, description="divides the cosine before the softmax")
     learning_rate: float = Field(2e-3, gt=0, description="of AdamW, at the end of the warm-up; falls to 0 by half a cosine")
