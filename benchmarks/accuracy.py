@@ -22,7 +22,7 @@ from pathlib import Path
 LOGS = Path(__file__).parent / "logs"
 ROWS = {
     "default": {},
-    "heads": {"objective": "heads", "temperature": 0.03, "learning_rate": 3e-3, "inner": 128, "epochs": 40, "patience": 40},
+    "heads": {"objective": "heads", "temperature": 0.03, "learning_rate": 3e-3, "epochs": 30, "patience": 30},
     "mix": {"mix": 0.2},
     "no-repeat": {"repeat": False},
     "whitened": {"whiten": True},
