@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from asymrec.config import TrainingConfig
+from asymrec.machine import release_memory
 from asymrec.training.checkpoint import Checkpoint, optimizer_tensors, prefixed, restore_optimizer, without_prefix
 from asymrec.training.listener import Listener
 
@@ -110,6 +111,7 @@ def train(
         state |= {"epoch": state["epoch"] + 1, "done": 0, "summed": 0.0, "seconds": 0.0}
         save()
         saved = time.monotonic()
+        release_memory()
         listener.epoch(state["log"])
     network.load_state_dict(best)
     network.eval()
