@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from small import asymrec, contents, environment, settings, tables, write
+from small import asymrec, contents, environment, here, settings, tables, write
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,6 @@ def run(data) -> Path:
     folder = data.parent / "run"
     done = asymrec("fit", data, "-o", folder, *settings())
     assert done.returncode == 0, done.stderr
-    done.folder = folder
     assert "epoch   2" in done.stderr and "\r" not in done.stderr
     assert "asymrec     history kept" in done.stdout and "NDCG@10" in done.stdout
     assert f"report: {folder / 'report.html'}" in done.stdout
@@ -69,7 +68,7 @@ def test_version_and_usage():
     assert asymrec("--version").stdout == f"asymrec {__version__}\n"
     done = asymrec("fti")
     assert done.returncode == 2 and "Did you mean 'fit'" in done.stderr
-    refused(asymrec("fit", "-o", "run"), "DATA is missing")
+    refused(here("fit", "-o", "run"), "DATA is missing")
 
 
 # Bad input
@@ -142,7 +141,7 @@ def test_missing_and_unreadable_files(data, tmp_path):
     ],
 )
 def test_bad_settings(options, said, data, tmp_path):
-    refused(asymrec("fit", data, "-o", "run", *settings(), *options, cwd=tmp_path), *said)
+    refused(here("fit", data, "-o", "run", *settings(), *options, cwd=tmp_path), *said)
     assert contents(tmp_path) == []
 
 
@@ -150,8 +149,8 @@ def test_a_run_in_the_way_and_no_run_at_all(run, data, tmp_path):
     before = (run / "metrics.json").read_bytes()
     refused(asymrec("fit", data, "-o", run), "holds a run already", "--overwrite")
     assert (run / "metrics.json").read_bytes() == before
-    refused(asymrec("evaluate", tmp_path), "is not a run folder")
-    refused(asymrec("recommend", tmp_path / "absent", "--user", "1"), "there is no run folder")
+    refused(here("evaluate", tmp_path), "is not a run folder")
+    refused(here("recommend", tmp_path / "absent", "--user", "1"), "there is no run folder")
 
 
 # What works
@@ -160,7 +159,7 @@ def test_a_run_in_the_way_and_no_run_at_all(run, data, tmp_path):
 def test_drop_unknown_goes_on_and_says_so(tmp_path):
     interactions, items = tables(users=60)
     write(tmp_path / "shop", interactions, items.slice(2))
-    done = asymrec("fit", "shop", "-o", "run", "--drop-unknown", "--model", "popularity", cwd=tmp_path)
+    done = here("fit", "shop", "-o", "run", "--drop-unknown", "--model", "popularity", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     unknown = sum(item in (100, 101) for item in interactions["item_id"].to_pylist())
     assert unknown and re.search(rf"note: .*\b{unknown}\b", done.stderr), done.stderr
@@ -176,20 +175,20 @@ def test_files_and_columns_by_name_and_file_order(tmp_path):
     pq.write_table(items.rename_columns(["good", "title", "vector"]), tmp_path / "goods.parquet")
     names = ("--user-column", "buyer", "--item-column", "good")
     options = ("--items", "goods.parquet", "-o", "run", *names, "--model", "itemknn")
-    done = asymrec("fit", "log.csv.gz", *options, cwd=tmp_path)
+    done = here("fit", "log.csv.gz", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "note: no timestamps and no positions: file order is used" in done.stderr
 
 
 def test_evaluate(run):
     before = json.loads((run / "metrics.json").read_text())
-    done = asymrec("evaluate", run, "--json", "--against", run)
+    done = here("evaluate", run, "--json", "--against", run)
     assert done.returncode == 0, done.stderr
     after = json.loads(done.stdout)
     for model, found in before["metrics"].items():
         assert after["metrics"][model]["kept"] == found["kept"]
     assert [one["difference"] for one in after["against"]] == [0, 0, 0, 0]
-    table = asymrec("evaluate", run, "--against", run).stdout
+    table = here("evaluate", run, "--against", run).stdout
     assert f"{before['metrics']['asymrec']['removed']['recall@10']:.4f}" in table
     assert "paired bootstrap over 200 users" in table
 
@@ -197,7 +196,7 @@ def test_evaluate(run):
 def test_recommend_prints_titles_and_never_what_was_seen(run, data):
     interactions = pq.read_table(data / "interactions.parquet").sort_by("timestamp")
     seen = interactions.filter(pc.equal(interactions["user_id"], 7))["item_id"].to_pylist()
-    (found,) = json.loads(asymrec("recommend", run, "--user", 7, "-k", 5, "--json").stdout)
+    (found,) = json.loads(here("recommend", run, "--user", 7, "-k", 5, "--json").stdout)
     assert found["user"] == 7 and [item["id"] for item in found["history"]] == seen
     ids = [item["id"] for item in found["items"]]
     assert len(ids) == 5 and not set(ids) & set(seen)
@@ -209,37 +208,37 @@ def test_recommend_prints_titles_and_never_what_was_seen(run, data):
     assert f"user 7 ({len(seen)} items)" in done.stdout and "\nuser 8 (" in done.stdout
     assert f"thing {seen[-1] - 100}" in done.stdout
 
-    (same,) = json.loads(asymrec("recommend", run, "--history", ",".join(map(str, seen)), "-k", 5, "--json").stdout)
+    (same,) = json.loads(here("recommend", run, "--history", ",".join(map(str, seen)), "-k", 5, "--json").stdout)
     assert same["items"] == found["items"] and same["user"] is None
 
 
 def test_recommend_with_lists(run, tmp_path):
     (tmp_path / "allowed.txt").write_text("110\n111\n112\n")
     options = ("--history", "110", "--only", tmp_path / "allowed.txt", "--json")
-    (found,) = json.loads(asymrec("recommend", run, *options, "--exclude", "112").stdout)
+    (found,) = json.loads(here("recommend", run, *options, "--exclude", "112").stdout)
     assert [item["id"] for item in found["items"]] == [111]
-    (found,) = json.loads(asymrec("recommend", run, *options, "--include-seen").stdout)
+    (found,) = json.loads(here("recommend", run, *options, "--include-seen").stdout)
     assert {item["id"] for item in found["items"]} == {110, 111, 112}
 
 
 def test_unknown_ids_are_named_with_the_nearest(run):
-    refused(asymrec("recommend", run, "--user", "1999"), "unknown user id '1999'", "'199'", "for example 1, 2, 3")
-    refused(asymrec("recommend", run, "--history", "110,abc,abd"), "unknown item id 'abc'", "for example 100, 101, 102")
-    refused(asymrec("recommend", run, "--user", "1", "-k", "0"), "k must be at least 1")
-    refused(asymrec("recommend", run), "either histories or users")
+    refused(here("recommend", run, "--user", "1999"), "unknown user id '1999'", "'199'", "for example 1, 2, 3")
+    refused(here("recommend", run, "--history", "110,abc,abd"), "unknown item id 'abc'", "for example 100, 101, 102")
+    refused(here("recommend", run, "--user", "1", "-k", "0"), "k must be at least 1")
+    refused(here("recommend", run), "either histories or users")
 
 
 def test_codes(run):
-    done = asymrec("codes", run)
+    done = here("codes", run)
     assert "120 items of width 16: 4 facets x 2 levels x 16 codewords" in done.stdout
-    found = json.loads(asymrec("codes", run, "--item", 105, "-k", 4, "--json").stdout)
+    found = json.loads(here("codes", run, "--item", 105, "-k", 4, "--json").stdout)
     table = pq.read_table(run / "catalogue.parquet")
     codes = dict(zip(table["item"].to_pylist(), table["codes"].to_pylist()))
     assert [code for facet in found["codes"] for code in facet] == codes[105]
     shared = {item: sum(a == b for a, b in zip(own, codes[105])) for item, own in codes.items() if item != 105}
     best = sorted(shared, key=lambda item: (-shared[item], item))[:4]
     assert [(one["id"], one["shared"]) for one in found["nearest"]] == [(item, shared[item]) for item in best]
-    refused(asymrec("codes", run, "--item", "5"), "unknown item id '5'")
+    refused(here("codes", run, "--item", "5"), "unknown item id '5'")
 
 
 @pytest.mark.parametrize("kind", ["text", "uuid"])
@@ -252,13 +251,13 @@ def test_ids_come_back_as_they_went_in(kind, tmp_path):
     named = interactions.set_column(1, "item_id", pa.array([of(n) for n in interactions["item_id"].to_pylist()]))
     named = named.set_column(0, "user_id", pa.array([f"{n:03d}" for n in named["user_id"].to_pylist()]))
     write(tmp_path / "shop", named, items.set_column(0, "item_id", pa.array(own)))
-    assert asymrec("fit", "shop", "-o", "run", "--model", "itemknn", cwd=tmp_path).returncode == 0
-    (found,) = json.loads(asymrec("recommend", "run", "--user", "007", "--json", cwd=tmp_path).stdout)
+    assert here("fit", "shop", "-o", "run", "--model", "itemknn", cwd=tmp_path).returncode == 0
+    (found,) = json.loads(here("recommend", "run", "--user", "007", "--json", cwd=tmp_path).stdout)
     assert found["user"] == "007" and {item["id"] for item in found["items"]} <= set(own)
     quoted = ",".join(f'"{item["id"]}"' for item in found["history"])
-    (again,) = json.loads(asymrec("recommend", "run", "--history", quoted, "--json", cwd=tmp_path).stdout)
+    (again,) = json.loads(here("recommend", "run", "--history", quoted, "--json", cwd=tmp_path).stdout)
     assert again["items"] == found["items"]
-    refused(asymrec("recommend", "run", "--user", "7", cwd=tmp_path), "unknown user id '7'")
+    refused(here("recommend", "run", "--user", "7", cwd=tmp_path), "unknown user id '7'")
 
 
 def test_ctrl_c_ends_with_130_and_a_hint(data, tmp_path):
@@ -280,6 +279,6 @@ def test_ctrl_c_ends_with_130_and_a_hint(data, tmp_path):
 
 def test_data_lists_and_refuses(tmp_path):
     assert "movielens-100k" in asymrec("data", "--list").stdout.split()
-    refused(asymrec("data", "movielens-10k", "-o", "x", cwd=tmp_path), "did you mean 'movielens-100k'")
-    refused(asymrec("data", "movielens-100k", cwd=tmp_path), "-o DATA")
+    refused(here("data", "movielens-10k", "-o", "x", cwd=tmp_path), "did you mean 'movielens-100k'")
+    refused(here("data", "movielens-100k", cwd=tmp_path), "-o DATA")
     assert contents(tmp_path) == []
