@@ -7,6 +7,7 @@ line on stderr and exit code 2; an interruption ends with 130.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -16,6 +17,10 @@ import typer
 
 from asymrec.errors import AsymrecError, RunError, UnknownIdError
 from asymrec.version import __version__
+
+# Threads that wait for each other sleep instead of spinning, which on a processor with other work to do makes a step several times
+# faster. OpenMP reads it once, when torch is loaded: later is too late.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 HISTORY = 5  # latest titles that `recommend` shows
 EXAMPLES = 3  # ids that the message of an unknown one shows
