@@ -6,8 +6,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints/ci.txt
-# small and short: a few minutes on two cores, all included; `make demo FIT=` takes the defaults
-FIT ?= --set width=64 --set ffn=256 --set epochs=6
+# a short schedule: ten minutes on two cores, all included; `make demo FIT=` takes the defaults
+FIT ?= --set epochs=8
 
 .PHONY: demo test docs clean
 
