@@ -186,9 +186,9 @@ class Recommender:
                 codes = np.array(column.flatten()).reshape(len(column), -1)
             if (folder / "vectors.safetensors").exists():
                 vectors = load_file(folder / "vectors.safetensors")["vectors"].numpy()
-        except (OSError, ValueError, KeyError, pa.ArrowException, SafetensorError) as error:
-            raise RunError(f"cannot read {folder}: {error}") from None
-        model.restore(tensors, vectors, codes)
+            model.restore(tensors, vectors, codes)
+        except (OSError, ValueError, KeyError, RuntimeError, pa.ArrowException, SafetensorError) as error:
+            raise RunError(f"cannot read {folder}, written by asymrec {manifest['asymrec']}: {error}") from None
         return model
 
 

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import itertools
 import re
-import warnings
 import zlib
 
 import numpy as np
-import torch
+from scipy import sparse
 
 WIDTH = 256
 FEATURES = 1 << 16
@@ -30,51 +29,28 @@ def encode(texts: list[str]) -> np.ndarray:
     idf = np.log((1 + len(texts)) / (1 + np.bincount(columns, minlength=FEATURES))) + 1
     weights = (1 + np.log(counts)) * idf[columns]
     norms = np.sqrt(np.bincount(rows, weights**2, minlength=len(texts)))
-    weights = (weights / np.maximum(norms, 1e-12)[rows]).astype(np.float32)
-
-    def lines(start: int, stop: int) -> torch.Tensor:
-        span = slice(offsets[start], offsets[stop])
-        return _csr(offsets[start : stop + 1] - offsets[start], columns[span], weights[span], FEATURES)
-
-    if len(texts) <= FITTED:
-        basis = _right_vectors(offsets, columns, weights, min(WIDTH, len(texts)))
-    else:
-        sample = np.linspace(0, len(texts) - 1, FITTED).astype(np.int64)
-        lengths = np.diff(offsets)[sample]
-        part = np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in sample])
-        basis = _right_vectors(np.concatenate([[0], np.cumsum(lengths)]), columns[part], weights[part], WIDTH)
-    blocks = [lines(start, min(start + FITTED, len(texts))) @ basis for start in range(0, len(texts), FITTED)]
-    return torch.nn.functional.normalize(torch.cat(blocks), dim=1).numpy()
+    matrix = sparse.csr_array((weights / np.maximum(norms, 1e-12)[rows], columns, offsets), shape=(len(texts), FEATURES))
+    matrix = matrix[:, np.unique(columns)]  # a small catalogue fills few of the buckets
+    sample = np.linspace(0, len(texts) - 1, min(len(texts), FITTED)).astype(np.int64)
+    vectors = matrix @ _right_vectors(matrix[sample], min(WIDTH, len(texts)))
+    return (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
 
-def _right_vectors(offsets: np.ndarray, columns: np.ndarray, weights: np.ndarray, width: int) -> torch.Tensor:
-    """The top right singular vectors [FEATURES, width] of a sparse matrix, orthonormal, signs fixed."""
-    n = len(offsets) - 1
-    matrix = _csr(offsets, columns, weights, FEATURES)
-    by_column = np.argsort(columns, kind="stable")
-    starts = np.concatenate([[0], np.cumsum(np.bincount(columns, minlength=FEATURES))])
-    transposed = _csr(starts, np.repeat(np.arange(n), np.diff(offsets))[by_column], weights[by_column], n)
-    rank = min(width + OVERSAMPLED, n)
-    basis = torch.linalg.qr(matrix @ torch.randn(FEATURES, rank, generator=torch.Generator().manual_seed(0)))[0]
+def _right_vectors(matrix: sparse.csr_array, width: int) -> np.ndarray:
+    """The top right singular vectors float64 [features, width] of a sparse matrix, orthonormal, signs fixed.
+
+    In double precision: what rounding differs from run to run is gone when the result is cut to single.
+    """
+    rank = min(width + OVERSAMPLED, matrix.shape[0])
+    transposed = matrix.T.tocsr()
+    basis = np.linalg.qr(matrix @ np.random.default_rng(0).standard_normal((matrix.shape[1], rank)))[0]
     for _ in range(POWERS):
-        basis = torch.linalg.qr(matrix @ (transposed @ basis))[0]
-    projected = transposed @ basis  # [FEATURES, rank]; its left singular vectors, by the small Gram matrix
-    squares, turn = torch.linalg.eigh((projected.T @ projected).double())
-    squares, turn = squares.flip(0)[:width], turn.flip(1)[:, :width]
-    vectors = projected @ (turn / squares.clamp(min=1e-9).sqrt()).float()
-    return vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
-
-
-def _csr(offsets: np.ndarray, columns: np.ndarray, values: np.ndarray, width: int) -> torch.Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "sparse CSR is in beta"
-        return torch.sparse_csr_tensor(
-            torch.from_numpy(offsets),
-            torch.from_numpy(columns),
-            torch.from_numpy(values),
-            (len(offsets) - 1, width),
-            check_invariants=False,
-        )
+        basis = np.linalg.qr(matrix @ (transposed @ basis))[0]
+    projected = transposed @ basis  # [features, rank]; its left singular vectors, by the small Gram matrix
+    squares, turn = np.linalg.eigh(projected.T @ projected)
+    squares, turn = squares[::-1][:width], turn[:, ::-1][:, :width]
+    vectors = projected @ (turn / np.sqrt(squares.clip(min=1e-9)))
+    return vectors * np.sign(np.take_along_axis(vectors, np.abs(vectors).argmax(0)[None], 0))
 
 
 def _features(texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
