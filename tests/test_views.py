@@ -163,3 +163,17 @@ def test_a_recipe_reaches_the_encoder(monkeypatch):
     data = dataset(title=["x", "y", "z", "x"], kind=["k", "l", "m", "k"])
     item_vectors(data, VectorsConfig(text=("kind", "title"), encoder="some/model", max_tokens=9))
     assert asked == {"texts": ["Kind: k. x", "Kind: l. y", "Kind: m. z"], "name": "some/model", "max_tokens": 9}
+
+
+def test_without_text_lists_of_codes_are_embedded_and_this_is_said():
+    codes = [[1, 2], [1, 3], [7, 9], [7, 8]]
+    with pytest.warns(UserWarning, match="no text: their vectors are made from the codes in sid, tags"):
+        vectors = item_vectors(dataset(sid=pa.array(codes, pa.list_(pa.int16())), tags=[[5], [5, 6], None, []]), VectorsConfig())
+    assert vectors.shape[0] == 4 and np.isfinite(vectors).all()
+    near = vectors @ vectors.T
+    assert near[0, 1] > near[0, 2] + 0.1 and near[2, 3] > near[2, 0] + 0.1  # shared codes are near
+    with pytest.warns(UserWarning, match="no text"):
+        swapped = item_vectors(dataset(sid=pa.array([[1, 2], [2, 1], [7, 9], [7, 8]], pa.list_(pa.int16()))), VectorsConfig())
+    assert abs(swapped[0] @ swapped[1]) < 1e-5  # the same number in another place is another code
+    with pytest.raises(VectorError, match="empty"):
+        item_vectors(dataset(tags=pa.array([[], [], None, []], pa.list_(pa.int16()))), VectorsConfig())

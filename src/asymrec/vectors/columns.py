@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,15 +25,20 @@ SUFFIXES = (".npy", ".parquet", ".safetensors")
 def item_vectors(dataset: Dataset, config: VectorsConfig, cache: bool = True, progress: bool = True) -> np.ndarray:
     """float32 [n_items, d]: the text view and the further views side by side, each scaled to a mean norm of 1.
 
-    Without a column of text, or with `text: []`, the views alone. Raises VectorError: no text and no views; a view that cannot be used.
+    Without a column of text, or with `text: []`, the views alone. With neither, columns of lists of whole numbers (attributes, codes of
+    another model) are embedded as bags of features, said aloud. Raises VectorError: nothing of all that; a view that cannot be used.
     """
     items = dataset.items
     columns = config.text
     if columns is None:
         columns = text_columns(items.drop_columns(dataset.item_column))  # the id is no text, whatever it looks like
-    if not columns and not config.views:
-        raise VectorError("items have neither text nor vectors: give a column of text (`text`), or vectors (`views`)")
     views = {}
+    if not columns and not config.views:
+        codes = [field.name for field in items.schema if _is_codes(field.type)] if config.text is None else []
+        if not codes:
+            raise VectorError("items have neither text nor vectors: give a column of text (`text`), or vectors (`views`)")
+        warnings.warn(f"items have no text: their vectors are made from the codes in {', '.join(codes)}", stacklevel=2)
+        views["codes"] = _from_codes([items[name].to_pylist() for name in codes])
     if columns:
         texts = item_texts(items, columns)
         views["text"] = text_vectors(texts, config.encoder, config.max_tokens, cache=cache, progress=progress)
@@ -66,6 +72,24 @@ def read_view(spec: str, dataset: Dataset) -> np.ndarray:
     if (bad := ~np.isfinite(vectors).all(axis=1)).any():
         raise VectorError(f"view '{spec}', {_place(int(bad.argmax()), dataset)}: a value that is not finite")
     return vectors
+
+
+def _is_codes(kind: pa.DataType) -> bool:
+    return _is_vector(kind) and pa.types.is_integer(kind.value_type)
+
+
+def _from_codes(columns: list[list[list[int] | None]]) -> np.ndarray:
+    """Lists of equal length are codes, each place with a meaning of its own; others are sets."""
+    from asymrec.vectors import hashed
+
+    tokens: list[list[str]] = [[] for _ in columns[0]]
+    for number, column in enumerate(columns):
+        placed = len({len(codes) for codes in column if codes}) == 1
+        for line, codes in zip(tokens, column):
+            line += [f"{number} {place if placed else ''} {code}" for place, code in enumerate(codes or ())]
+    if not any(tokens):
+        raise VectorError("items have neither text nor vectors, and their lists of codes are empty")
+    return hashed.encode_tokens(tokens)
 
 
 def _scaled(vectors: np.ndarray, name: str) -> np.ndarray:

@@ -24,15 +24,26 @@ OVERSAMPLED, POWERS = 32, 2
 
 def encode(texts: list[str]) -> np.ndarray:
     """float32 [n, min(256, n)], each of length 1 (0 where a text holds no word)."""
-    offsets, columns, counts = _features(texts)
-    rows = np.repeat(np.arange(len(texts)), np.diff(offsets))
-    idf = np.log((1 + len(texts)) / (1 + np.bincount(columns, minlength=FEATURES))) + 1
+    return _embed(*_features(texts))
+
+
+def encode_tokens(tokens: list[list[str]]) -> np.ndarray:
+    """The same for items that are lists of tokens, each a feature as it stands: attributes, codes."""
+    found = [np.unique(np.array([_bucket(token) for token in line], np.int64), return_counts=True) for line in tokens]
+    offsets = np.concatenate([[0], np.cumsum([len(buckets) for buckets, _ in found])])
+    return _embed(offsets, np.concatenate([buckets for buckets, _ in found]), np.concatenate([times for _, times in found]))
+
+
+def _embed(offsets: np.ndarray, columns: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    n = len(offsets) - 1
+    rows = np.repeat(np.arange(n), np.diff(offsets))
+    idf = np.log((1 + n) / (1 + np.bincount(columns, minlength=FEATURES))) + 1
     weights = (1 + np.log(counts)) * idf[columns]
-    norms = np.sqrt(np.bincount(rows, weights**2, minlength=len(texts)))
-    matrix = sparse.csr_array((weights / np.maximum(norms, 1e-12)[rows], columns, offsets), shape=(len(texts), FEATURES))
+    norms = np.sqrt(np.bincount(rows, weights**2, minlength=n))
+    matrix = sparse.csr_array((weights / np.maximum(norms, 1e-12)[rows], columns, offsets), shape=(n, FEATURES))
     matrix = matrix[:, np.unique(columns)]  # a small catalogue fills few of the buckets
-    sample = np.linspace(0, len(texts) - 1, min(len(texts), FITTED)).astype(np.int64)
-    vectors = matrix @ _right_vectors(matrix[sample], min(WIDTH, len(texts)))
+    sample = np.linspace(0, n - 1, min(n, FITTED)).astype(np.int64)
+    vectors = matrix @ _right_vectors(matrix[sample], min(WIDTH, n))
     return (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
 
