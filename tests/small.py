@@ -19,6 +19,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 SETTINGS = {
     **{"text": [], "views": ["vector"], "facets": 4, "levels": 2, "codewords": 16, "quantizer_epochs": 1},
     **{"width": 16, "layers": 1, "heads": 2, "ffn": 32, "experts": 2, "history": 20, "epochs": 2, "batch": 512, "dropout": 0.1},
+    "precision": "bfloat16",  # named, for what `auto` chooses is measured
 }
 WORDS = ("red", "blue", "green", "gold", "small", "large", "wool", "silk", "glass", "steel")
 
