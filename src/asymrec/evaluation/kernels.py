@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from asymrec.compiled import compiled
 from asymrec.evaluation.metrics import MISSED
 
 
-def _compiled(function):
-    """njit that releases the interpreter lock; without a disk cache where no folder can be written."""
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:
-        return numba.njit(nogil=True)(function)
-
-
-@_compiled
+@compiled
 def place(scores, target_offsets, targets, seen_offsets, seen, kept, removed):
     """Ranks of all targets, into kept (every item competes) and removed (seen items do not). `metrics.ranks` defines them.
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
+
+from asymrec.compiled import compiled
 
 _LOG2E = np.float32(1.4426950408889634)
 # exp2 on [-1/2, 1/2] by its Taylor series: relative error below 2e-7, far under bfloat16's 4e-3.
 _C1, _C2, _C3, _C4, _C5, _C6 = (np.float32(c) for c in (0.6931471806, 0.2402265070, 0.0555041087, 0.0096181291, 0.0013333558, 0.0001540353))
 
 
-@njit(parallel=True, fastmath=True, cache=True)
+@compiled(parallel=True, fastmath=True)
 def softmax_gradient(logits, goal, shift, seen_start, seen_column, repeat, loss, repeat_gradient):  # pragma: no cover - compiled
     """In place: bfloat16 logits [n, items] become softmax minus one-hot of the goal; a row never leaves the core's cache.
 

@@ -7,26 +7,19 @@ largest row. Candidates must come in ascending order of rows; then a candidate t
 
 from __future__ import annotations
 
-import numba
 import numpy as np
+
+from asymrec.compiled import compiled
 
 BLOCK = 32  # queries scored together: two AVX-512 vectors, and a [48 * 256, 32] table still fits a 2 MB cache
 
 
-def _compiled(function):
-    """njit that releases the interpreter lock; without a disk cache where no folder can be written."""
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:
-        return numba.njit(nogil=True)(function)
-
-
-@_compiled
+@compiled
 def _worse(score, row, other_score, other_row):
     return score < other_score or (score == other_score and row > other_row)
 
 
-@_compiled
+@compiled
 def _replace_root(scores, rows, size, score, row):
     at = 0
     while True:
@@ -44,7 +37,7 @@ def _replace_root(scores, rows, size, score, row):
     rows[at] = row
 
 
-@_compiled
+@compiled
 def _holds(items, low, high, row):
     """Is `row` in the ascending items[low:high]?"""
     end = high
@@ -57,7 +50,7 @@ def _holds(items, low, high, row):
     return low < end and items[low] == row
 
 
-@_compiled
+@compiled
 def keep(scores, rows, best_scores, best_rows, offsets, excluded):
     """Offers candidates to the heaps of all queries: scores [n, b] (a candidate a line), rows [n] ascending, heaps [b, k].
 
@@ -87,7 +80,7 @@ def keep(scores, rows, best_scores, best_rows, offsets, excluded):
     return True
 
 
-@_compiled
+@compiled
 def keep_lines(scores, best_scores, best_rows):
     """The same for scores [b, n] that lie a query a line, without a filter."""
     b, n = scores.shape
@@ -111,7 +104,7 @@ def keep_lines(scores, best_scores, best_rows):
     return True
 
 
-@_compiled
+@compiled
 def order(best_scores, best_rows):
     """Turns heaps [b, k] into lists from best to worst, in place: the root goes last, again and again."""
     b, k = best_scores.shape
@@ -124,7 +117,7 @@ def order(best_scores, best_rows):
             _replace_root(best_scores[query], best_rows[query], size, score, row)
 
 
-@_compiled
+@compiled
 def transpose(tables, divisor, out):
     """out[j, u] = tables[u, j] / divisor; tables [b, m], out [m, at least b]. Sixteen columns at a time: whole cache lines both ways."""
     b, m = tables.shape
@@ -135,7 +128,7 @@ def transpose(tables, divisor, out):
                 out[j, u] = tables[u, j] / divisor
 
 
-@_compiled
+@compiled
 def lookup(tables, codes, out):
     """out[i, u] = sum over heads of tables[u, h, codes[i, h]], heads in order; tables [b, H, K], codes [n, H], out [n, b].
 
