@@ -39,7 +39,7 @@ class Plain(nn.Module):
     def __init__(self, network: Network, recipe: Recipe):
         super().__init__()
         net, self.objective, self.temperature = recipe.network, recipe.training.objective, recipe.training.temperature
-        self.vectors, self.codes = network.vectors, network.codes
+        self.vectors, self.codes = network.vectors, network.codes.long()
         self.dropout, self.heads, self.history = net.dropout, net.heads, net.history
         msp, width = network.msp, net.width
         self.mean, self.scale = msp.mean, msp.scale

@@ -58,7 +58,7 @@ class Network(nn.Module):
         super().__init__()
         net, training = recipe.network, recipe.training
         self.register_buffer("vectors", vectors, persistent=False)
-        self.register_buffer("codes", codes.long(), persistent=False)
+        self.register_buffer("codes", codes.int(), persistent=False)
         self.msp = MSP(vectors.shape[1], net.width, net.experts)
         self.norm = nn.LayerNorm(net.width)
         self.decoder = Decoder(net.width, net.layers, net.heads, net.ffn, net.dropout, net.history)
@@ -237,7 +237,7 @@ class _Step:
         goals = pieces.between(pieces.offsets[:-1] + 1, pieces.offsets[1:]).items.astype(np.int64)
         with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
             states = network(pack(inputs, None, network.history))
-            wanted = network.codes[torch.from_numpy(goals).to(device)]
+            wanted = network.codes[torch.from_numpy(goals).to(device)].long()
             if isinstance(network.head, FacetHeads):
                 return network.head.loss(states, wanted, self.precision)
         sample = sample_candidates(goals, self.counts, self.recipe.training.negatives) if self.sampled else None
