@@ -264,7 +264,7 @@ def _begin(folder: Path, work: _Work) -> None:
 
 
 def _take_up(folder: Path, recipe: Recipe, model: str | None) -> _Work:
-    from asymrec.models.base import FORMAT
+    from asymrec.models.base import check_format
 
     kept = folder / CHECKPOINT
     try:
@@ -272,9 +272,7 @@ def _take_up(folder: Path, recipe: Recipe, model: str | None) -> _Work:
         form, version, kept_model, name = about["format"], about["asymrec"], about["model"], about["data"]
     except (OSError, ValueError, KeyError, TypeError):
         raise RunError(f"{kept / 'run.json'} is damaged: begin anew with --overwrite") from None
-    if form != FORMAT:
-        ours = f"this is {__version__} with format {FORMAT}"
-        raise RunError(f"{folder} was begun by asymrec {version} in format {form}, {ours}: use asymrec {version}")
+    check_format(f"{folder} was begun", form, version)
     if model not in (None, kept_model):
         raise ConfigError(f"the fit in {folder} is of model '{kept_model}', not '{model}'")
     old = Recipe.read(kept / "config.yaml")

@@ -237,9 +237,11 @@ class _Step:
         goals = pieces.between(pieces.offsets[:-1] + 1, pieces.offsets[1:]).items.astype(np.int64)
         with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
             states = network(pack(inputs, None, network.history))
-            wanted = network.codes[torch.from_numpy(goals).to(device)].long()
             if isinstance(network.head, FacetHeads):
-                return network.head.loss(states, wanted, self.precision)
+                return network.head.loss(states, self._codes(goals), self.precision)
+        mixed = None
+        if self.recipe.training.mix:
+            mixed = self.recipe.training.mix * network.head.facet_loss(states, self._codes(goals), self.precision)
         sample = sample_candidates(goals, self.counts, self.recipe.training.negatives) if self.sampled else None
         table, bias = network.head.items(None if sample is None else torch.from_numpy(sample.rows).to(device))
         at_target = None
@@ -257,9 +259,11 @@ class _Step:
             network.repeat,
             self.precision,
         )
-        if self.recipe.training.mix:
-            loss = loss + self.recipe.training.mix * network.head.facet_loss(states, wanted, self.precision)
-        return loss
+        return loss if mixed is None else loss + mixed
+
+    def _codes(self, goals: np.ndarray) -> Tensor:
+        """int64 [n, M*L], the codes of the items in `goals`."""
+        return self.network.codes[torch.from_numpy(goals).to(self.network.codes.device)].long()
 
     def _seen(self, inputs: Sequences, sample: Candidates | None) -> Pairs | None:
         """(place, item) for every item at or before a place of its history."""

@@ -192,6 +192,13 @@ class Recommender:
         return model
 
 
+def check_format(what: str, form: Any, version: str) -> None:
+    """Raises RunError where `what`, by asymrec `version`, is of another format than ours."""
+    if form != FORMAT:
+        ours = f"this is {__version__} with format {FORMAT}"
+        raise RunError(f"{what} by asymrec {version} in format {form}, {ours}: use asymrec {version}")
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a finished run folder, every file's checksum compared. Raises RunError as `Recommender.load`."""
     recover(folder)
@@ -207,9 +214,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         form, version, files = manifest["format"], manifest["asymrec"], manifest["files"]
     except (OSError, ValueError, KeyError, TypeError):
         raise RunError(f"{path} is damaged") from None
-    if form != FORMAT:
-        ours = f"this is {__version__} with format {FORMAT}"
-        raise RunError(f"{folder} was written by asymrec {version} in format {form}, {ours}: use asymrec {version}")
+    check_format(f"{folder} was written", form, version)
     for name, digest in files.items():
         if not (folder / name).is_file():
             raise RunError(f"{folder} is damaged: {name} is missing")
