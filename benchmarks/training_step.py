@@ -28,7 +28,9 @@ from torch.nn import functional as F
 from asymrec import Dataset, Recipe, machine
 from asymrec.data import Sequences
 from asymrec.device import choose_precision
-from asymrec.models.asymrec import Network, _pieces, _Step
+from asymrec.models import AsymRec
+from asymrec.models.asymrec import Network
+from asymrec.models.trained import cut, history_of
 
 TARGET = 3.0
 
@@ -36,11 +38,11 @@ TARGET = 3.0
 class Plain(nn.Module):
     """The network of `asymrec.models.asymrec.Network`, written the plain way, with its weights."""
 
-    def __init__(self, network: Network, recipe: Recipe):
+    def __init__(self, network: Network, recipe: Recipe, history: int):
         super().__init__()
         net, self.objective, self.temperature = recipe.network, recipe.training.objective, recipe.training.temperature
         self.vectors, self.codes = network.vectors, network.codes.long()
-        self.dropout, self.heads, self.history = net.dropout, net.heads, net.history
+        self.dropout, self.heads, self.history = net.dropout, net.heads, history
         msp, width = network.msp, net.width
         self.mean, self.scale = msp.mean, msp.scale
         self.gate = _linear(msp.gate.weight, msp.gate.bias)
@@ -129,29 +131,29 @@ class Runner:
 
 def compare(data: Dataset, objective: str, users: int, steps: int) -> dict:
     recipe = Recipe.of(objective=objective)
-    counts = data.split().train_counts(data.n_items)
-    quantizer = recipe.quantizer
-    vectors = torch.randn(data.n_items, 384)
+    train, quantizer = data.split().train, recipe.quantizer
     codes = torch.randint(quantizer.codewords, (data.n_items, quantizer.facets * quantizer.levels))
-    pieces = _pieces(data.split().train, recipe.network.history)
+    model = AsymRec(recipe)  # as its `fit` makes it, but for vectors and codes: their values make no difference to a step's time
+    model.history, model.precision = history_of(train.lengths), torch.float32
+    model._counts, model._prepared = data.split().train_counts(data.n_items), {"vectors": torch.randn(data.n_items, 384), "codes": codes}
+    pieces = cut(train, model.history)
     order = np.random.default_rng(0).permutation(len(pieces))
     batches = [pieces.take(order[i * users : (i + 1) * users]) for i in range(steps + 1)]
     precision = choose_precision("auto", torch.device("cpu"))
 
-    network = Network(recipe, vectors, codes)
-    step = _Step(network, recipe, counts, torch.float32)
-    plain = Plain(network, recipe)
+    network = model.network = model._network(data.n_items)
+    plain = Plain(network, recipe, model.history)
     network.eval(), plain.eval()
     with torch.no_grad():
         few = batches[0].take(np.arange(16))
-        ours, theirs = step(few).item(), plain(few).item()
+        ours, theirs = model._loss(few).item(), plain(few).item()
     if abs(ours - theirs) > 1e-4 * abs(theirs):
         raise SystemExit(f"the two versions are not the same model: losses {ours} and {theirs}")
     network.train(), plain.train()
-    step.precision = precision
-    other = Plain(network, recipe).train()
+    model.precision = precision
+    other = Plain(network, recipe, model.history).train()
     runners = [
-        Runner("shipped", network, step, torch.float32),  # its step sets autocast by itself
+        Runner("shipped", network, model._loss, torch.float32),  # its step sets autocast by itself
         Runner(f"plain {str(precision).removeprefix('torch.')}", other, other, precision),
         Runner("plain float32", plain, plain, torch.float32),
     ]

@@ -32,7 +32,9 @@ class DataConfig(Section):
     drop_unknown: bool = Field(
         False, description="drop interactions with items that the item table does not hold, instead of refusing them"
     )
-    split: Literal["leave-last-out", "time"] = Field("leave-last-out", description="how validation and test targets are cut off")
+    split: Literal["leave-last-out", "untied", "time"] = Field(
+        "leave-last-out", description="how validation and test targets are cut off; `untied`: the last time step of each user is the target"
+    )
     validation_share: float = Field(
         0.1, gt=0, lt=0.5, description="split by time: share of the interactions, latest but the test's, for validation"
     )
@@ -72,28 +74,59 @@ class QuantizerConfig(Section):
     distinct: bool = Field(True, description="repair identical ids so that each item has its own")
 
 
+class OPQConfig(Section):
+    """RPG's codes: optimized product quantization."""
+
+    opq_codes: int = Field(32, ge=1, description="codes an item; fewer where the vectors are narrower")
+    opq_codewords: int = Field(256, ge=2, le=65536, description="codewords in each codebook")
+    opq_components: int | None = Field(None, ge=1, description="principal components kept, whitened; by default all that make a multiple of the codes")
+    opq_rounds: int = Field(20, ge=0, description="rounds of codebooks and rotation; 0: no rotation, plain product quantization")
+
+
+class RQVAEConfig(Section):
+    """TIGER's codes: a residual-quantized autoencoder, and one more code where items would share the others."""
+
+    rqvae_levels: int = Field(3, ge=1, description="residual levels")
+    rqvae_codewords: int = Field(256, ge=2, le=65536, description="codewords a level")
+    latent: int = Field(32, ge=1, description="width of what is quantized")
+    hidden: tuple[int, ...] = Field((512, 256, 128), description="widths of the encoder's layers; the decoder's are the same, backwards")
+    commitment: float = Field(0.25, ge=0, description="beta: weight of the commitment loss")
+    rqvae_epochs: int | None = Field(None, ge=0, description="passes over the items; by default as many as make 8,000 steps")
+    rqvae_batch: int = Field(1024, ge=1, description="items a step")
+    rqvae_rate: float = Field(1e-3, gt=0, description="learning rate of AdamW")
+
+
 class NetworkConfig(Section):
-    """MSP, the causal decoder and the heads."""
+    """How items are read, the Transformer and the heads."""
 
     width: int = Field(256, ge=8, description="d_model")
     layers: int = Field(2, ge=1, description="decoder blocks")
     heads: int = Field(4, ge=1, description="attention heads")
     ffn: int = Field(1024, ge=8, description="inner width of the feed-forward layers")
     dropout: float = Field(0.5, ge=0, lt=1, description="on embeddings, attention and feed-forward")
+    head_width: int | None = Field(None, ge=1, description="width of an attention head; by default width / heads")
+    read: Literal["vectors", "codes"] = Field("vectors", description="asymrec: an item is read as its vector (MSP), or as its codes")
+    write: Literal["codes", "vectors"] = Field("codes", description="asymrec: what is written: the item's codes, or its vector")
     experts: int = Field(3, ge=1, description="E, experts of MSP")
+    expert_width: int | None = Field(None, ge=1, description="inner width of each expert; by default d_model")
     inner: int = Field(64, ge=4, description="objective `heads`: inner width of each head")
+    linear_heads: bool = Field(False, description="objective `heads`: linear heads instead of two-layer ones")
     repeat: bool = Field(True, description="learn one number that is added to the logits of items already in the history")
-    history: int = Field(50, ge=1, description="most recent items of a history that the model reads")
+    history: int | None = Field(
+        None, ge=1, description="most recent items of a history that the model reads; by default what holds 95 % of the users, 50 to 200"
+    )
+    beam: int = Field(50, ge=1, description="tiger: sequences of codes kept while an item is written")
 
 
 class TrainingConfig(Section):
     """The loop."""
 
-    objective: Literal["catalogue", "heads"] = Field(
-        "catalogue", description="softmax over items, or the paper's mean cross-entropy over the M*L heads"
+    objective: Literal["catalogue", "heads", "gbce"] = Field(
+        "catalogue",
+        description="softmax over items; mean cross-entropy over the heads of the codes; gSASRec's binary one over sampled items",
     )
     mix: float = Field(0.0, ge=0, description="objective `catalogue`: weight of the heads' cross-entropy that is added")
-    temperature: float = Field(0.07, gt=0, description="divides the cosine before the softmax")
+    temperature: float | None = Field(0.07, gt=0, description="divides the cosine before the softmax; null: inner products, no cosine")
     learning_rate: float = Field(2e-3, gt=0, description="of AdamW, at the end of the warm-up; falls to 0 by half a cosine")
     weight_decay: float = Field(0.0, ge=0, description="of AdamW, on matrices")
     epochs: int | None = Field(
@@ -103,11 +136,35 @@ class TrainingConfig(Section):
     batch: int = Field(2048, ge=1, description="interactions a step")
     average: float = Field(0.995, ge=0, lt=1, description="decay of the moving average of weights that is validated and kept; 0: none")
     full_softmax: int = Field(50_000, ge=0, description="objective `catalogue`: above this many items the softmax is sampled")
-    negatives: int = Field(8192, ge=1, description="items drawn a step where the softmax is sampled")
+    negatives: int = Field(8192, ge=1, description="items drawn a step where the softmax is sampled; objective `gbce`: for each target")
+    calibration: float = Field(0.75, ge=0, le=1, description="objective `gbce`: t, 0 is plain binary cross-entropy, 1 undoes the sampling")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the learning rate rises")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 autocast where the processor has it")
     device: str = Field("auto", description="auto, cpu, cuda, mps")
     seed: int = Field(0, ge=0, description="of everything that is drawn: equal seeds give equal models")
+
+
+class ClassicConfig(Section):
+    """Models that count instead of training: itemknn, counts, ease."""
+
+    recency: float = Field(0.8, gt=0, le=1, description="an item of the history weighs less by this factor for each item after it; 1: all alike")
+    neighbours: int = Field(200, ge=1, description="itemknn: most similar items kept of each item")
+    window: int = Field(50, ge=1, description="counts: how far apart in a history two items are a pair")
+    gap: float = Field(0.9, gt=0, le=1, description="counts: a pair counts less by this factor for every item between the two")
+    discount: float = Field(0.3, ge=0, le=1, description="counts: power of both items' counts that a pair's is divided by")
+    directed: bool = Field(True, description="counts: a before b is another pair than b before a")
+    ridge: float = Field(250.0, gt=0, description="ease: L2 weight")
+
+
+class FusionConfig(Section):
+    """Several models as one."""
+
+    parts: tuple[str, ...] = Field(
+        ("asymrec", "counts"), min_length=1, description="models to fit; `name:preset` takes a preset's settings for that part"
+    )
+    fuse: Literal["weights", "ranks"] = Field(
+        "weights", description="weighted sum of standardised scores, weights chosen on validation; or reciprocal ranks, 1 / (50 + rank)"
+    )
 
 
 class Recipe(Section):
@@ -116,8 +173,12 @@ class Recipe(Section):
     data: DataConfig = DataConfig()
     vectors: VectorsConfig = VectorsConfig()
     quantizer: QuantizerConfig = QuantizerConfig()
+    opq: OPQConfig = OPQConfig()
+    rqvae: RQVAEConfig = RQVAEConfig()
     network: NetworkConfig = NetworkConfig()
     training: TrainingConfig = TrainingConfig()
+    classic: ClassicConfig = ClassicConfig()
+    fusion: FusionConfig = FusionConfig()
 
     @classmethod
     def of(cls, tree: dict[str, Any] | None = None, **settings: Any) -> Recipe:
@@ -161,6 +222,13 @@ class Recipe(Section):
         if tree is not None and not isinstance(tree, dict):
             raise ConfigError(f"{path}: expected sections with keys, found {type(tree).__name__}")
         return cls.of(tree, **settings)
+
+    def over(self, defaults: dict[str, Any]) -> Recipe:
+        """What is set here on top of a model's own defaults, {leaf: value}."""
+        tree = Recipe.of(None, **defaults).model_dump(exclude_unset=True)
+        for section, values in self.model_dump(exclude_unset=True).items():
+            tree[section] = tree.get(section, {}) | values
+        return Recipe.of(tree)
 
     @classmethod
     def leaves(cls) -> dict[str, str]:
@@ -237,7 +305,8 @@ def reference() -> str:
 
 def _range(schema: dict[str, Any]) -> str:
     """What a setting may be, in words, from its JSON schema."""
-    kinds = {"integer": "integer", "number": "number", "boolean": "`true`, `false`", "string": "text", "array": "list of text"}
+    kinds = {"integer": "integer", "number": "number", "boolean": "`true`, `false`", "string": "text"}
+    kinds["array"] = f"list of {kinds.get(schema.get('items', {}).get('type'), 'text')}"
     bounds = {"minimum": ">= ", "exclusiveMinimum": "> ", "maximum": "<= ", "exclusiveMaximum": "< "}
     words = []
     for part in schema.get("anyOf", [schema]):

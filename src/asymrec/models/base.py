@@ -41,14 +41,21 @@ class Recommender:
     """
 
     name: ClassVar[str]
+    defaults: ClassVar[dict[str, Any]] = {}  # settings whose default is another one for this model, by leaf name
     recipe: Recipe
     dataset: Dataset
 
     def __init_subclass__(cls) -> None:
-        MODELS[cls.name] = cls
+        if "name" in vars(cls):  # else a base of several models
+            MODELS[cls.name] = cls
 
     def __init__(self, recipe: Recipe | None = None, **settings: Any):
-        self.recipe = Recipe.of(recipe.model_dump(exclude_unset=True) if recipe else None, **settings)
+        given = Recipe.of(recipe.model_dump(exclude_unset=True) if recipe else None, **settings)
+        self.recipe = given.over(self.defaults)
+
+    def reads_vectors(self) -> bool:
+        """Whether `fit` wants the items' vectors."""
+        return False
 
     # What a model writes
 
@@ -70,6 +77,15 @@ class Recommender:
     def catalogue(self) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Vectors float32 [n_items, d] and codes int32 [n_items, n_codes] of the items, where the model has them."""
         return None, None
+
+    def code_groups(self) -> np.ndarray | None:
+        """int64 [n_items], for code-level hits: items of one number share their code id. None where the model has no codes.
+
+        By default the items whose codes are all the same; a model whose items are told apart by a code or a repair made for that
+        alone gives the groups from before it.
+        """
+        codes = self.catalogue()[1]
+        return None if codes is None else np.unique(codes, axis=0, return_inverse=True)[1].reshape(-1)
 
     # What all models have
 

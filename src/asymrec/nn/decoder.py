@@ -22,34 +22,35 @@ def causal_mask(segment: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + MLP(norm(x)); [R, W, width] in and out."""
+    """x + attention(norm(x)), then x + MLP(norm(x)); [R, W, width] in and out. head_width: width / heads when None."""
 
-    def __init__(self, width: int, heads: int, ffn: int, dropout: float):
+    def __init__(self, width: int, heads: int, ffn: int, dropout: float, head_width: int | None = None):
         super().__init__()
         self.heads, self.dropout = heads, dropout
+        inner = heads * (head_width or width // heads)
         self.norm_attention = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = nn.Linear(width, 3 * inner)
+        self.out = nn.Linear(inner, width)
         self.norm_ffn = nn.LayerNorm(width)
         self.up = nn.Linear(width, ffn)
         self.down = nn.Linear(ffn, width)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        rows, places, width = x.shape
-        q, k, v = self.qkv(self.norm_attention(x)).view(rows, places, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        rows, places, _ = x.shape
+        q, k, v = self.qkv(self.norm_attention(x)).view(rows, places, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         drop = self.dropout if self.training else 0.0
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop)
-        x = x + F.dropout(self.out(attended.transpose(1, 2).reshape(rows, places, width)), drop)
+        x = x + F.dropout(self.out(attended.transpose(1, 2).flatten(2)), drop)
         return x + F.dropout(self.down(F.gelu(self.up(self.norm_ffn(x)))), drop)
 
 
 class Decoder(nn.Module):
     """Item states [R, W, width] with segment and position int [R, W] -> [R, W, width]."""
 
-    def __init__(self, width: int, layers: int, heads: int, ffn: int, dropout: float, history: int):
+    def __init__(self, width: int, layers: int, heads: int, ffn: int, dropout: float, history: int, head_width: int | None = None):
         super().__init__()
         self.position = nn.Embedding(history, width)
-        self.blocks = nn.ModuleList(Block(width, heads, ffn, dropout) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(width, heads, ffn, dropout, head_width) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.dropout = dropout
         self.apply(self._start)

@@ -8,6 +8,8 @@ Two ways to learn the same discrete target:
 - `CatalogueHead`, ours: heads are linear, so that an item's score, the sum over heads of <state, embedding of its code>, is one
   product with the sum of its code embeddings. That sum is normalised and the softmax runs over the items of the catalogue, not
   over codewords: probability is not spent on code combinations that no item has. The target is still MHQ's code.
+
+And one without codes, `VectorHead`: it compares with the items' own continuous vectors, the paper's ablation "continuous output".
 """
 
 from __future__ import annotations
@@ -19,6 +21,16 @@ from torch.nn import functional as F
 from asymrec.nn.losses import CodeSum, heads_cross_entropy
 
 
+def scaled(x: Tensor, temperature: float | None) -> Tensor:
+    """What makes a product with unit vectors a cosine over temperature; x itself where there is none."""
+    return x.float() if temperature is None else F.normalize(x.float(), dim=-1) / temperature
+
+
+def unit(x: Tensor, temperature: float | None) -> Tensor:
+    """The other side of that product: length 1, or x itself where there is no temperature."""
+    return x if temperature is None else F.normalize(x, dim=-1)
+
+
 class CatalogueHead(nn.Module):
     """States [n, width] against every item, through its codes.
 
@@ -26,10 +38,10 @@ class CatalogueHead(nn.Module):
         codes: int [items, H].
         words: K.
         width: d_model.
-        temperature: divides the cosine.
+        temperature: divides the cosine; None: inner products.
     """
 
-    def __init__(self, codes: Tensor, words: int, width: int, temperature: float):
+    def __init__(self, codes: Tensor, words: int, width: int, temperature: float | None):
         super().__init__()
         heads = codes.shape[1]
         self.embedding = nn.Parameter(torch.randn(heads, words, width) * (heads * width) ** -0.5)
@@ -39,16 +51,38 @@ class CatalogueHead(nn.Module):
 
     def items(self, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Of all items, or of some rows: vectors of length 1 [items, width] and biases [items]."""
-        return F.normalize(self.sum(self.embedding, rows), dim=-1), self.sum(self.bias, rows).squeeze(-1)
+        return unit(self.sum(self.embedding, rows), self.temperature), self.sum(self.bias, rows).squeeze(-1)
 
     def query(self, states: Tensor) -> Tensor:
-        """What is multiplied with the items' vectors: unit length over temperature."""
-        return F.normalize(states.float(), dim=-1) / self.temperature
+        """What is multiplied with the items' vectors."""
+        return scaled(states, self.temperature)
 
     def facet_loss(self, states: Tensor, codes: Tensor, precision: torch.dtype) -> Tensor:
         """The same linear heads under the paper's loss: mean cross-entropy over heads; codes int64 [n, H] of the targets."""
         query = self.query(states).expand(len(self.embedding), -1, -1)
         return heads_cross_entropy(query, self.embedding, codes.T.contiguous(), precision)
+
+
+class VectorHead(nn.Module):
+    """States [n, width] against every item's own vector, through one linear layer.
+
+    Args:
+        vectors: float32 [items, d], centred; fixed.
+        width: d_model.
+        temperature: divides the cosine; None: inner products.
+    """
+
+    def __init__(self, vectors: Tensor, width: int, temperature: float | None):
+        super().__init__()
+        self.register_buffer("vectors", unit(vectors, temperature), persistent=False)
+        self.out = nn.Linear(width, vectors.shape[1])
+        self.temperature = temperature
+
+    def items(self, rows: Tensor | None = None) -> tuple[Tensor, None]:
+        return self.vectors if rows is None else self.vectors[rows], None
+
+    def query(self, states: Tensor) -> Tensor:
+        return scaled(self.out(states), self.temperature)
 
 
 class FacetHeads(nn.Module):
@@ -58,31 +92,34 @@ class FacetHeads(nn.Module):
         heads: H.
         words: K.
         width: d_model.
-        inner: width of each head's inner layer and of its codewords.
-        temperature: divides the cosine.
+        inner: width of each head's inner layer and of its codewords; None: no inner layer, linear heads.
+        temperature: divides the cosine; None: inner products.
     """
 
-    def __init__(self, heads: int, words: int, width: int, inner: int, temperature: float):
+    def __init__(self, heads: int, words: int, width: int, inner: int | None, temperature: float | None):
         super().__init__()
-        self.first = nn.Linear(width, heads * inner)  # all heads' first layers are one product
-        nn.init.normal_(self.first.weight, std=width**-0.5)
-        nn.init.zeros_(self.first.bias)
-        self.second = nn.Parameter(torch.randn(heads, words, inner) * inner**-0.5)
+        self.first = None
+        if inner is not None:
+            self.first = nn.Linear(width, heads * inner)  # all heads' first layers are one product
+            nn.init.normal_(self.first.weight, std=width**-0.5)
+            nn.init.zeros_(self.first.bias)
+        size = width if inner is None else inner
+        self.second = nn.Parameter(torch.randn(heads, words, size) * size**-0.5)
         self.temperature = temperature
 
     def queries(self, states: Tensor) -> Tensor:
-        """[n, width] -> each head's inner state, unit length over temperature, [H, n, inner]."""
+        """[n, width] -> what each head multiplies with its codewords, [H, n, inner]."""
+        if self.first is None:
+            return scaled(states, self.temperature).expand(len(self.second), -1, -1)
         inner = self.first(states).view(len(states), len(self.second), -1).transpose(0, 1)
-        return F.normalize(F.gelu(inner).float(), dim=-1) / self.temperature
+        return scaled(F.gelu(inner), self.temperature)
 
     def loss(self, states: Tensor, codes: Tensor, precision: torch.dtype) -> Tensor:
         """Mean cross-entropy over heads and places; states [n, width], codes int64 [n, H] of the targets."""
-        words = F.normalize(self.second, dim=-1)
+        words = unit(self.second, self.temperature)
         return heads_cross_entropy(self.queries(states), words, codes.T.contiguous(), precision)
 
     def log_probabilities(self, states: Tensor) -> Tensor:
         """[n, width] -> float32 [n, H, K]."""
-        logits = torch.bmm(self.queries(states), F.normalize(self.second, dim=-1).transpose(1, 2))
+        logits = torch.bmm(self.queries(states), unit(self.second, self.temperature).transpose(1, 2))
         return logits.float().log_softmax(-1).transpose(0, 1)
-
-

@@ -21,21 +21,23 @@ class MSP(nn.Module):
         width: d_model.
         experts: E.
         dropout: on the inner activations of the experts.
+        inner: width of each expert's inner layer; d_model when None.
     """
 
-    def __init__(self, d: int, width: int, experts: int = 3, dropout: float = 0.0):
+    def __init__(self, d: int, width: int, experts: int = 3, dropout: float = 0.0, inner: int | None = None):
         super().__init__()
+        inner = inner or width
         self.register_buffer("mean", torch.zeros(d))
         self.register_buffer("scale", torch.ones(d))
         self.gate = nn.Linear(d, experts)
         # The experts' first layers are one matrix, and so are their second: two products for all of them.
-        self.first = nn.Linear(d, experts * width)
-        self.second = nn.Parameter(torch.empty(experts, width, width))
+        self.first = nn.Linear(d, experts * inner)
+        self.second = nn.Parameter(torch.empty(experts, inner, width))
         self.bias = nn.Parameter(torch.zeros(experts, width))
         self.experts, self.width, self.dropout = experts, width, dropout
         nn.init.normal_(self.first.weight, std=d**-0.5)
         nn.init.zeros_(self.first.bias)
-        nn.init.normal_(self.second, std=width**-0.5)
+        nn.init.normal_(self.second, std=inner**-0.5)
 
     def standardise(self, vectors: Tensor) -> None:
         """Take mean and spread of each dimension from the training items' vectors [n, d]."""
@@ -45,7 +47,7 @@ class MSP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = (x - self.mean) * self.scale
         alpha = F.softmax(self.gate(x), -1)  # [n, E]
-        inner = F.dropout(F.gelu(self.first(x)), self.dropout, self.training).view(-1, self.experts, self.width)
+        inner = F.dropout(F.gelu(self.first(x)), self.dropout, self.training).unflatten(1, (self.experts, -1))
         # The gate is applied before the second layer, so that sum over experts and second layer are one product.
         gated = (inner * alpha.unsqueeze(-1)).flatten(1)
         return gated @ self.second.view(-1, self.width) + alpha @ self.bias

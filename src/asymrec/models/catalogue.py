@@ -1,0 +1,147 @@
+"""Models that score every item by one product of the user's state with a vector of the item, and learn by a softmax over items.
+
+The network gives a state after each item of a history (`forward`) and has a `head` with `items(rows) -> (table, bias)` and
+`query(states)`. The softmax runs over the whole catalogue, or over sampled items where that is too large (`full_softmax`).
+`repeat`: one learned number is added to the logit of every item that the history already holds, so that the model itself learns
+whether users come back to the same item. Without it a data set in which nobody does costs the ranking its first places.
+
+`objective=gbce` is gSASRec's (Petrov & Macdonald, RecSys 2023, arXiv 2308.07192): binary cross-entropy over the target and
+`negatives` uniform draws for each place, the target's probability taken to the power beta, which undoes the overconfidence that
+sampling brings: beta = a (t (1 - 1/a) + 1/a), a = negatives / (items - 1), t = `calibration`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from asymrec.data import Sequences
+from asymrec.data.batches import PackedBatch, pack
+from asymrec.models.trained import Trained
+from asymrec.nn.losses import Candidates, Pairs, catalogue_cross_entropy, sample_candidates
+
+
+class CatalogueNetwork(nn.Module):
+    """Base of the networks: what reads a packed batch, and the number for repeated items. A subclass writes `read` and sets `head`.
+
+    Args:
+        decoder: item states [R, W, width], segment, position [R, W] -> states [R, W, width].
+        temperature: of the head; divides the cosine, None where logits are inner products.
+        repeat: learn the number.
+    """
+
+    head: nn.Module
+
+    def __init__(self, decoder: nn.Module, temperature: float | None, repeat: bool):
+        super().__init__()
+        self.decoder = decoder
+        self.temperature = temperature
+        self.again = nn.Parameter(torch.zeros(())) if repeat else None
+
+    @property
+    def repeat(self) -> Tensor | None:
+        """What an item that the history holds gets on top of its logit; learned in units of the cosine, as the logit is."""
+        return None if self.again is None else self.again / (self.temperature or 1.0)
+
+    def read(self, items: Tensor) -> Tensor:
+        """Item rows int64 [m] -> what the decoder reads of them, [m, width]."""
+        raise NotImplementedError
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """A packed batch -> the state after each item of its histories, [total, width], history after history."""
+        device = next(self.parameters()).device
+        items = torch.from_numpy(batch.items).to(device)
+        # each distinct item is read once, however often it stands in the batch; empty places read some item unseen
+        distinct, where = torch.unique(items.clamp_min(0), return_inverse=True)
+        read = self.read(distinct)
+        states = self.decoder(read[where], *(torch.from_numpy(part).to(device) for part in self.context(batch)))
+        return states.flatten(0, 1)[torch.from_numpy(batch.places).to(device)].float()
+
+    def context(self, batch: PackedBatch) -> tuple[np.ndarray, ...]:
+        """What the decoder is told besides the items."""
+        return batch.segment, batch.position
+
+
+class CatalogueModel(Trained):
+    network: CatalogueNetwork
+
+    def _loss(self, pieces: Sequences) -> Tensor:
+        """Every item but a piece's first is a target, every item but its last is read."""
+        inputs, goals = inputs_and_targets(pieces)
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+            states = self.network(pack(inputs, None, self.history))
+        if self.recipe.training.objective == "gbce":
+            return self._gbce(states, goals)
+        return self._softmax(states, inputs, goals)
+
+    def _softmax(self, states: Tensor, inputs: Sequences, goals: np.ndarray) -> Tensor:
+        network, training, device = self.network, self.recipe.training, self.device
+        sampled = len(self._counts) > training.full_softmax
+        sample = sample_candidates(goals, self._counts, training.negatives) if sampled else None
+        with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
+            table, bias = network.head.items(None if sample is None else torch.from_numpy(sample.rows).to(device))
+        at_target = None
+        if sample is not None:
+            goals = sample.slot[goals]
+            correction = torch.from_numpy(sample.correction).to(device)
+            bias, at_target = correction if bias is None else bias + correction, -correction[torch.from_numpy(goals).to(device)]
+        seen = None if network.repeat is None else seen_pairs(inputs, len(self._counts), sample, device)
+        query, targets = network.head.query(states), torch.from_numpy(goals).to(device)
+        return catalogue_cross_entropy(query, table, targets, bias, at_target, seen, network.repeat, self.precision)
+
+    def _gbce(self, states: Tensor, goals: np.ndarray) -> Tensor:
+        training, device, n_items = self.recipe.training, self.device, len(self._counts)
+        negatives = min(training.negatives, n_items - 1)
+        share = negatives / (n_items - 1)
+        beta = share * (training.calibration * (1 - 1 / share) + 1 / share)
+        targets = torch.from_numpy(goals).to(device)
+        drawn = torch.randint(n_items - 1, (len(goals), negatives)).to(device)
+        drawn += drawn >= targets.unsqueeze(1)  # any item but the target
+        rows, where = torch.unique(torch.cat((targets.unsqueeze(1), drawn), 1), return_inverse=True)
+        table, bias = self.network.head.items(rows)
+        logits = torch.einsum("nd,nkd->nk", self.network.head.query(states), table.float()[where])
+        if bias is not None:
+            logits = logits + bias[where]
+        return (-beta * F.logsigmoid(logits[:, 0]) - F.logsigmoid(-logits[:, 1:]).sum(1)).mean() / (negatives + 1)
+
+    def _known_scores(self, histories: Sequences) -> np.ndarray:
+        items, bias = self._items
+        states = self._last_states(histories)
+        with torch.autocast(states.device.type, enabled=False):
+            query = self.network.head.query(states)
+            out = (query @ items.T if bias is None else torch.addmm(bias, query, items.T)).cpu().numpy()
+        return self._with_repeat(out, histories)
+
+    def _last_states(self, histories: Sequences) -> Tensor:
+        batch = pack(histories, None, self.history)
+        ends = torch.from_numpy(np.cumsum(batch.length) - 1)
+        return self.network(batch)[ends.to(self.device)]
+
+    def _with_repeat(self, scores: np.ndarray, histories: Sequences) -> np.ndarray:
+        if self.network.repeat is not None:
+            seen = np.unique(histories.owners * scores.shape[1] + histories.items)
+            scores.reshape(-1)[seen] += self.network.repeat.item()
+        return scores
+
+    def _freeze(self) -> None:
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            self._items = self.network.head.items()
+
+
+def inputs_and_targets(pieces: Sequences) -> tuple[Sequences, np.ndarray]:
+    """Each piece without its last item, and the items that follow those, int64 [total]."""
+    inputs = pieces.between(pieces.offsets[:-1], pieces.offsets[1:] - 1)
+    return inputs, pieces.between(pieces.offsets[:-1] + 1, pieces.offsets[1:]).items.astype(np.int64)
+
+
+def seen_pairs(inputs: Sequences, n_items: int, sample: Candidates | None, device: torch.device) -> Pairs:
+    """(place, item) for every item at or before a place of its history; the item's slot where the softmax is sampled."""
+    earlier = inputs.between(np.repeat(inputs.offsets[:-1], inputs.lengths), np.arange(len(inputs.items)) + 1)
+    places, items = earlier.owners, earlier.items.astype(np.int64)
+    if sample is not None:
+        items = sample.slot[items]
+        places, items = places[items >= 0], items[items >= 0]
+    keys = np.unique(places * n_items + items)
+    return Pairs(*(torch.from_numpy(part).to(device) for part in np.divmod(keys, n_items)))

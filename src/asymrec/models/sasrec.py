@@ -1,0 +1,69 @@
+"""SASRec, "Self-Attentive Sequential Recommendation" (Kang & McAuley, ICDM 2018, arXiv 1808.09781).
+
+In words: an item is a learned vector, a history a sequence of them with learned positions; a causal Transformer gives a state after
+each item, and the next item is the one whose vector has the largest product with the state.
+
+What differs from the paper, and makes it the strong baseline that later work measured (gSASRec, arXiv 2308.07192; eSASRec, arXiv
+2508.06450):
+- the softmax over all items instead of one sampled negative a place; above `full_softmax` items a sampled one, or `objective=gbce`;
+- cosine over temperature instead of the plain product (`temperature=null` has the plain one), a bias for each item;
+- pre-norm blocks, packed histories and the training loop that all models here share.
+
+`sasrec+content` adds a two-layer network of the item's continuous vector to the item's learned one, where items are read and where
+they are compared, so that content is no privilege of the generative models.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from asymrec.models.catalogue import CatalogueModel, CatalogueNetwork
+from asymrec.nn.decoder import Decoder
+from asymrec.nn.items import ItemHead, ItemTable
+from asymrec.training.listener import Listener
+
+
+class Network(CatalogueNetwork):
+    """Items from a table, a decoder, and the same table to compare with."""
+
+    def __init__(self, table: ItemTable, decoder: nn.Module, temperature: float | None, repeat: bool):
+        super().__init__(decoder, temperature, repeat)
+        self.head = ItemHead(table, temperature)
+        self.norm = nn.LayerNorm(table.embedding.embedding_dim)
+
+    def read(self, items: Tensor) -> Tensor:
+        return self.norm(self.head.table(items))
+
+
+class SASRec(CatalogueModel):
+    """Settings as in `asymrec.config`, by name: `SASRec(width=128, layers=2, epochs=40, seed=1)`."""
+
+    name = "sasrec"
+
+    def reads_vectors(self) -> bool:
+        return False
+
+    def _prepare(self, vectors: np.ndarray | None, counts: np.ndarray, listener: Listener) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return ({} if vectors is None else {"vectors": torch.from_numpy(vectors)}), {}
+
+    def _table(self, n_items: int) -> ItemTable:
+        trained = torch.from_numpy(np.flatnonzero(self._counts))
+        return ItemTable(n_items, self.recipe.network.width, self._prepared.get("vectors"), trained)
+
+    def _network(self, n_items: int) -> Network:
+        net = self.recipe.network
+        decoder = Decoder(net.width, net.layers, net.heads, net.ffn, net.dropout, self.history, net.head_width)
+        return Network(self._table(n_items), decoder, self.recipe.training.temperature, net.repeat)
+
+
+class SASRecContent(SASRec):
+    """SASRec with the items' continuous vectors."""
+
+    name = "sasrec+content"
+
+    def reads_vectors(self) -> bool:
+        return True

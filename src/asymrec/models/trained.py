@@ -1,0 +1,210 @@
+"""What the models that learn by gradient share: histories cut into pieces, the checkpoint, the loop, early stopping, scores.
+
+A model says what is fitted before training (`_prepare`), builds its network, gives the loss of a batch and the scores of histories.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from asymrec.data import Dataset, Sequences, Split
+from asymrec.data.batches import epoch_batches
+from asymrec.device import choose_device, choose_precision
+from asymrec.errors import DataError, VectorError
+from asymrec.evaluation.protocol import evaluate
+from asymrec.models.base import Recommender
+from asymrec.training.checkpoint import Checkpoint, without_prefix
+from asymrec.training.listener import Listener
+from asymrec.training.loop import QUIET, train
+from asymrec.vectors import item_vectors
+
+VALIDATION_USERS = 20_000  # more would not move the choice of the epoch: NDCG@10's standard error is then below .002
+HISTORY = (50, 200)  # least and most items that are read where the data decides
+CATALOGUE = ("vectors", "codes")  # what a run folder keeps in files of its own
+OWN = ("popularity", "history")  # what every trained model keeps beside its network and what `_prepare` gave
+
+
+class Trained(Recommender):
+    """Base of the models with a network. Settings as in `asymrec.config`, by name: `SASRec(width=128, epochs=40, seed=1)`."""
+
+    # epochs where none are given: at least the first; more, up to the third, where they would be fewer steps than the second
+    schedule: ClassVar[tuple[int, int, int]] = (12, 800, 100)
+    network: nn.Module
+    history: int  # items of a history that are read
+    log: list[dict]
+    report: dict[str, Any] | None = None  # of the codes, where there are any
+
+    # What a model writes
+
+    def _prepare(self, vectors: np.ndarray | None, counts: np.ndarray, listener: Listener) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What is fitted before the network: tensors, `vectors` and `codes` of the catalogue among them, and plain values.
+
+        vectors: float32 [n_items, d], or None for a model that reads none. counts: int64 [n_items], interactions in training.
+        """
+        return {}, {}
+
+    def _take(self, tensors: dict[str, Tensor]) -> None:
+        """Take what `_prepare` gave, also after it was kept in a checkpoint or a run folder."""
+
+    def _network(self, n_items: int) -> nn.Module:
+        """The network before training; `self.recipe` and `self.history` are set."""
+        raise NotImplementedError
+
+    def _loss(self, batch: Any) -> Tensor:
+        raise NotImplementedError
+
+    def _known_scores(self, histories: Sequences) -> np.ndarray:
+        """float32 [n, n_items] for histories of which none is empty; called without gradients."""
+        raise NotImplementedError
+
+    def _batches(self, pieces: Sequences, epoch: int) -> list[Any]:
+        """The batches of an epoch; by default pieces of histories, about `batch` targets in each."""
+        training = self.recipe.training
+        return [pieces.take(rows) for rows in epoch_batches(pieces.lengths - 1, training.batch, seed=training.seed, epoch=epoch)]
+
+    def _freeze(self) -> None:
+        """Compute what the scores of all users share; called whenever the weights have changed."""
+
+    # What all have
+
+    def reads_vectors(self) -> bool:
+        return True
+
+    def _fit(
+        self,
+        dataset: Dataset,
+        split: Split,
+        vectors: np.ndarray | None = None,
+        checkpoint: str | None = None,
+        resume: bool = False,
+        listener: Listener = QUIET,
+    ) -> None:
+        """Prepare, then train.
+
+        Args:
+            vectors: float [n_items, d] in row order of the item table; by default what `recipe.vectors` describes. Models by id
+                alone do not look at them.
+            checkpoint: folder for an interrupted fit to go on from.
+            resume: go on from `checkpoint` where it holds something; otherwise what it holds is replaced.
+            listener: told of stages, steps and epochs.
+        Raises:
+            VectorError: wrong shape, not finite. QuantizerError: the codes lost the vectors' information. DataError: no
+            training sequence of two items.
+        """
+        recipe, n_items = self.recipe, dataset.n_items
+        prepared = Checkpoint(f"{checkpoint}/prepared") if checkpoint else None
+        state = Checkpoint(f"{checkpoint}/training") if checkpoint else None
+        if checkpoint and not resume:
+            prepared.clear()
+            state.clear()
+        self.history = recipe.network.history or history_of(split.train.lengths)
+        pieces = cut(split.train, self.history)
+        if not len(pieces):
+            raise DataError("nothing to train on: no user has two interactions in the training part")
+        self._counts = split.train_counts(n_items)
+        vectors = None if vectors is None else checked(vectors, n_items)
+        found = prepared.load() if prepared else None
+        if found is None:
+            if vectors is None and self.reads_vectors():
+                vectors = item_vectors(dataset, recipe.vectors)
+            found = self._prepare(vectors if self.reads_vectors() else None, self._counts, listener)
+            if prepared:
+                prepared.save(*found)
+        self._keep(*found)
+
+        device = choose_device(recipe.training.device)
+        self.precision = choose_precision(recipe.training.precision, device)
+        torch.manual_seed(recipe.training.seed)
+        self.network = self._network(n_items).to(device)
+        self._popularity = np.log1p(self._counts).astype(np.float32)
+        validation = split.validation
+        if len(validation.users) > VALIDATION_USERS:
+            chosen = np.random.default_rng(recipe.training.seed).permutation(len(validation.users))[:VALIDATION_USERS]
+            validation = validation.take(np.sort(chosen))
+
+        def validate() -> dict[str, float]:
+            with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
+                self._freeze()
+                metrics = evaluate(self, validation, n_items, self._counts, ks=(10,)).metrics
+            return {name: metrics["kept"][name] for name in ("ndcg@10", "recall@10")} | {"ndcg@10_removed": metrics["removed"]["ndcg@10"]}
+
+        training = recipe.training
+        if training.epochs is None:
+            least, steps, most = self.schedule
+            epochs = min(max(least, math.ceil(steps / len(self._batches(pieces, 1)))), most)
+            training = training.model_copy(update={"epochs": epochs})
+        listener.stage(f"train on {int(pieces.lengths.sum() - len(pieces)):,} interactions of {len(split.train):,} users")
+        self.log = train(
+            self.network, lambda epoch: self._batches(pieces, epoch), self._loss, validate, training, checkpoint=state, listener=listener
+        )
+        self._freeze()
+
+    def _keep(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        self._prepared, self.report = tensors, values.get("report")
+        self._take(tensors)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def scores(self, histories: Sequences) -> np.ndarray:
+        known = np.flatnonzero(histories.lengths)
+        if len(known) == len(histories):
+            with torch.inference_mode():
+                return self._known_scores(histories)
+        out = np.empty((len(histories), len(self._popularity)), np.float32)
+        out[histories.lengths == 0] = self._popularity  # nothing is known of the user
+        if len(known):
+            with torch.inference_mode():
+                out[known] = self._known_scores(histories.take(known))
+        return out
+
+    def catalogue(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        vectors, codes = (self._prepared.get(name) for name in CATALOGUE)
+        return None if vectors is None else vectors.numpy(), None if codes is None else codes.numpy()
+
+    def tensors(self) -> dict[str, Tensor]:
+        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        tensors |= {name: tensor for name, tensor in self._prepared.items() if name not in CATALOGUE}
+        return tensors | {"popularity": torch.from_numpy(self._popularity), "history": torch.tensor(self.history)}
+
+    def restore(self, tensors: dict[str, Tensor], vectors: np.ndarray | None, codes: np.ndarray | None) -> None:
+        self._popularity = tensors["popularity"].numpy()
+        self._counts = np.rint(np.expm1(self._popularity)).astype(np.int64)
+        self.history = int(tensors["history"]) if "history" in tensors else self.recipe.network.history
+        own = {name: tensor for name, tensor in tensors.items() if name not in OWN and not name.startswith("network.")}
+        arrays = {name: torch.from_numpy(array) for name, array in zip(CATALOGUE, (vectors, codes)) if array is not None}
+        self._keep(own | arrays, {})
+        self.network = self._network(len(self._popularity))
+        self.network.load_state_dict(without_prefix("network", tensors))
+        self.network.to(choose_device(self.recipe.training.device)).eval()
+        self._freeze()
+
+
+def cut(sequences: Sequences, history: int) -> Sequences:
+    """Sequences cut into pieces of at most history + 1 items, the last items whole, each item but a sequence's first a target once."""
+    lengths = sequences.lengths
+    count = np.maximum(0, -(-(lengths - 1) // history))
+    owner = np.repeat(np.arange(len(sequences)), count)
+    number = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
+    stops = sequences.offsets[1:][owner] - number * history
+    return sequences.between(np.maximum(sequences.offsets[:-1][owner], stops - history - 1), stops)
+
+
+def history_of(lengths: np.ndarray) -> int:
+    """How many items to read where nothing is set: what holds 95 % of the histories, within bounds."""
+    return int(np.clip(np.ceil(np.quantile(lengths, 0.95)), *HISTORY))
+
+
+def checked(vectors: Any, n_items: int) -> np.ndarray:
+    from asymrec.quantize.base import matrix
+
+    vectors = matrix(vectors)
+    if len(vectors) != n_items:
+        raise VectorError(f"there are {len(vectors)} vectors for {n_items} items")
+    return vectors
