@@ -147,13 +147,13 @@ class TrainingConfig(Section):
 class ClassicConfig(Section):
     """Models that count instead of training: itemknn, counts, ease."""
 
-    recency: float = Field(0.8, gt=0, le=1, description="an item of the history weighs less by this factor for each item after it; 1: all alike")
+    recency: float = Field(0.8, gt=0, le=1, description="an item of the history weighs less by this factor for each one after it; 1: all alike")
     neighbours: int = Field(200, ge=1, description="itemknn: most similar items kept of each item")
     window: int = Field(50, ge=1, description="counts: how far apart in a history two items are a pair")
     gap: float = Field(0.9, gt=0, le=1, description="counts: a pair counts less by this factor for every item between the two")
     discount: float = Field(0.3, ge=0, le=1, description="counts: power of both items' counts that a pair's is divided by")
     directed: bool = Field(True, description="counts: a before b is another pair than b before a")
-    ridge: float = Field(250.0, gt=0, description="ease: L2 weight")
+    ridge: float = Field(500.0, gt=0, description="ease: L2 weight")
 
 
 class FusionConfig(Section):
@@ -163,8 +163,9 @@ class FusionConfig(Section):
         ("asymrec", "counts"), min_length=1, description="models to fit; `name:preset` takes a preset's settings for that part"
     )
     fuse: Literal["weights", "ranks"] = Field(
-        "weights", description="weighted sum of standardised scores, weights chosen on validation; or reciprocal ranks, 1 / (50 + rank)"
+        "weights", description="product of the parts' distributions, weights chosen on validation; or reciprocal ranks, 1 / (50 + rank)"
     )
+    part_settings: tuple[dict[str, Any], ...] = Field((), description="every setting of each part; filled in, not to be set")
 
 
 class Recipe(Section):
@@ -223,9 +224,9 @@ class Recipe(Section):
             raise ConfigError(f"{path}: expected sections with keys, found {type(tree).__name__}")
         return cls.of(tree, **settings)
 
-    def over(self, defaults: dict[str, Any]) -> Recipe:
-        """What is set here on top of a model's own defaults, {leaf: value}."""
-        tree = Recipe.of(None, **defaults).model_dump(exclude_unset=True)
+    def over(self, other: Recipe) -> Recipe:
+        """What is set here on top of what is set in another; all else at its default, and not set."""
+        tree = other.model_dump(exclude_unset=True)
         for section, values in self.model_dump(exclude_unset=True).items():
             tree[section] = tree.get(section, {}) | values
         return Recipe.of(tree)
@@ -305,7 +306,7 @@ def reference() -> str:
 
 def _range(schema: dict[str, Any]) -> str:
     """What a setting may be, in words, from its JSON schema."""
-    kinds = {"integer": "integer", "number": "number", "boolean": "`true`, `false`", "string": "text"}
+    kinds = {"integer": "integer", "number": "number", "boolean": "`true`, `false`", "string": "text", "object": "settings"}
     kinds["array"] = f"list of {kinds.get(schema.get('items', {}).get('type'), 'text')}"
     bounds = {"minimum": ">= ", "exclusiveMinimum": "> ", "maximum": "<= ", "exclusiveMaximum": "< "}
     words = []

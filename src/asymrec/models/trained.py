@@ -34,6 +34,7 @@ class Trained(Recommender):
 
     # epochs where none are given: at least the first; more, up to the third, where they would be fewer steps than the second
     schedule: ClassVar[tuple[int, int, int]] = (12, 800, 100)
+    logits = True
     network: nn.Module
     history: int  # items of a history that are read
     log: list[dict]

@@ -1,0 +1,59 @@
+"""Fusion: what is mixed, how the weights are found, and that parts keep their own settings."""
+
+import numpy as np
+import pytest
+from small import SETTINGS, tables
+
+from asymrec import Dataset, Recommender
+from asymrec.errors import ConfigError
+from asymrec.models.fusion import Fusion, by_rank, climb, distribution
+
+SETTINGS = SETTINGS | {"precision": "float32"}
+
+
+def test_distributions():
+    logits = np.log(np.array([[1.0, 2.0, 5.0]]))
+    np.testing.assert_allclose(distribution(logits, True), [[0.125, 0.25, 0.625]], rtol=1e-6)
+    np.testing.assert_allclose(distribution(np.array([[-np.inf, 0.0, 0.0]]), True), [[0, 0.5, 0.5]])
+    np.testing.assert_allclose(distribution(np.array([[-3.0, 1.0, 3.0]]), False), [[0, 0.25, 0.75]])
+    np.testing.assert_allclose(distribution(np.array([[0.0, -1.0]]), False), [[0.5, 0.5]])
+
+
+def test_reciprocal_ranks():
+    np.testing.assert_allclose(by_rank(np.array([[3.0, 9.0, -np.inf, 3.0]])), [[1 / 52.5, 1 / 51, 0, 1 / 52.5]], rtol=1e-6)
+
+
+def test_climbing_finds_the_best_mixture_and_never_loses_to_a_part():
+    goal = np.array([0.3, 0.0, 0.7])
+    weights, best = climb(lambda w: -float(np.abs(w - goal).sum()), 3)
+    np.testing.assert_allclose(weights, goal, atol=1e-9)
+    assert best == pytest.approx(0, abs=1e-9)
+    weights, _ = climb(lambda w: float(w[1]), 3)
+    np.testing.assert_allclose(weights, [0, 1, 0])
+
+
+def test_parts_have_their_own_defaults_presets_and_what_is_set(tmp_path):
+    model = Fusion(**SETTINGS, parts=["sasrec:no-repeat", "itemknn", "asymrec"], recency=0.7)
+    first, second, third = (part.recipe for part in model.parts)
+    assert (first.network.repeat, third.network.repeat) == (False, True) and second.classic.recency == 0.7
+    assert first.network.width == SETTINGS["width"]
+    dataset = Dataset.read(*tables())
+    model.fit(dataset)
+    model.save(tmp_path / "run")
+    again = Recommender.load(tmp_path / "run")
+    assert [part.recipe for part in again.parts] == [part.recipe for part in model.parts]
+    np.testing.assert_array_equal(again.scores(dataset.sequences), model.scores(dataset.sequences))
+    assert again.weights.sum() == pytest.approx(1)
+
+
+def test_the_weights_are_the_best_on_validation():
+    """Of two parts, one of which knows nothing, the other gets the weight."""
+    dataset = Dataset.read(*tables())
+    model = Fusion(**SETTINGS | {"epochs": 12}, parts=["sasrec", "popularity"], learning_rate=5e-3).fit(dataset)
+    assert model.weights[0] > 0.5
+
+
+@pytest.mark.parametrize("parts, said", [(["fusion"], "'fusion' is no model"), (["sasrek"], "'sasrek' is no model"), (["sasrec:qq"], "qq")])
+def test_what_cannot_be_a_part_is_said(parts, said):
+    with pytest.raises(ConfigError, match=said):
+        Fusion(parts=parts)
