@@ -193,6 +193,33 @@ def test_evaluate(run):
     assert "paired bootstrap over 200 users" in table
 
 
+def test_a_fit_for_tuning_is_not_tested(data, tmp_path):
+    done = here("fit", data, "-o", tmp_path / "run", "--model", "popularity", "--on", "validation")
+    assert done.returncode == 0 and "; validation on 200 users" in done.stdout and "200 users of the validation" in done.stderr
+    assert "; validation on 200 users" in here("evaluate", tmp_path / "run").stdout
+    assert "; test on 200 users" in here("evaluate", tmp_path / "run", "--on", "test").stdout
+    refused(here("evaluate", tmp_path / "run", "--on", "train"), "evaluated on test or validation, not on 'train'")
+    refused(here("fit", data, "-o", tmp_path / "new", "--on", "tset"), "evaluated on test or validation, not on 'tset'")
+    assert not (tmp_path / "new").exists()
+
+
+def test_hits_by_code_id_stand_under_hits_by_item(run, capsys):
+    from asymrec.cli import _print_metrics
+    from asymrec.runs import read_facts
+
+    facts = read_facts(run)
+    facts["metrics"]["asymrec"]["code_level"] |= {"ids": 100, "kept": {"recall@10": 0.7654}}
+    facts["dataset"].pop("part")  # as written before there were two
+    _print_metrics(facts)
+    lines = capsys.readouterr().out.splitlines()
+    assert "; test on 200 users" in lines[0]
+    at = next(number for number, line in enumerate(lines) if line.startswith("  asymrec"))
+    assert "hits by code id" in lines[at + 1] and "0.7654" in lines[at + 1]
+    facts["metrics"]["asymrec"]["code_level"]["ids"] = facts["metrics"]["asymrec"]["items"]
+    _print_metrics(facts)
+    assert "code id" not in capsys.readouterr().out
+
+
 def test_recommend_prints_titles_and_never_what_was_seen(run, data):
     interactions = pq.read_table(data / "interactions.parquet").sort_by("timestamp")
     seen = interactions.filter(pc.equal(interactions["user_id"], 7))["item_id"].to_pylist()

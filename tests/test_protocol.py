@@ -1,15 +1,17 @@
 import json
 from types import SimpleNamespace
 
+import ir_measures
 import numpy as np
 import pytest
 import torch
+from ir_measures import RR, R, nDCG
 
 from asymrec.errors import EvaluationError
 from asymrec.evaluation import Evaluation, evaluate, paired_bootstrap
 from asymrec.evaluation import metrics as m
 from asymrec.evaluation.compare import _resample
-from asymrec.evaluation.protocol import popularity_groups
+from asymrec.evaluation.slices import popularity_groups
 
 
 class Rows:
@@ -131,6 +133,136 @@ def test_slices_hold_their_own_targets_at_ranks_in_the_whole_catalogue():
     assert weighted == pytest.approx(found.metrics["removed"]["ndcg@10"])
 
 
+class Distinct(Scorer):
+    """No two items alike, after an empty history either."""
+
+    def scores(self, histories):
+        return super().scores(histories) + np.linspace(0, 1e-3, 40, dtype=np.float32)
+
+
+class Tied(Scorer):
+    """Few distinct scores, and some that say "never"."""
+
+    def scores(self, histories):
+        scores = np.round(super().scores(histories))
+        return np.where(scores < -3, -np.inf, scores).astype(np.float32)
+
+
+def judged(scores, targets, seen):
+    """What ir_measures finds: {"ndcg@10": mean, ...}. scores: a row a user of its candidates, {name: score}; distinct in a row."""
+    qrels = [ir_measures.Qrel(str(u), str(t), 1) for u, own in enumerate(targets) for t in own]
+    run = [ir_measures.ScoredDoc(str(u), str(i), float(v)) for u, row in enumerate(scores) for i, v in row.items() if i not in seen[u]]
+    names = {measure @ k: f"{name}@{k}" for measure, name in ((R, "recall"), (nDCG, "ndcg"), (RR, "mrr")) for k in (5, 10, 20)}
+    sums = dict.fromkeys(names.values(), 0.0)
+    for value in ir_measures.iter_calc(list(names), qrels, run):
+        sums[names[value.measure]] += value.value
+    return {name: value / len(targets) for name, value in sums.items()}
+
+
+def rank_of(place, candidates, scores, order):
+    """1 + the others at least as good; of the user's own targets only those that `order` names before it. MISSED where there is none."""
+    if place not in candidates or scores[place] == -np.inf:
+        return m.MISSED
+    later = order[order.index(place) + 1 :]
+    return 1 + sum(scores[i] > scores[place] or (scores[i] == scores[place] and i not in later) for i in candidates if i != place)
+
+
+@pytest.mark.parametrize("model", [Distinct(40), Tied(40)], ids=["distinct", "tied"])
+@pytest.mark.parametrize("batch", [512, 9])
+def test_cold_targets_among_cold_items(model, batch):
+    data = examples(users=90, seed=4)
+    slices = evaluate(model, data, 40, COUNTS, batch=batch).metrics["slices"]
+    assert (slices["warmth"]["warm"]["items"], slices["warmth"]["cold"]["items"]) == (20, 20)
+    assert slices["warmth"]["cold"] == slices["popularity"]["cold"]
+    scores = model.scores(data.histories)
+    own = [[t for t in dict.fromkeys(data.targets[u].tolist()) if COUNTS[t] == 0] for u in range(90)]
+    users = [u for u in range(90) if own[u]]
+    found = slices["warmth"]["cold_only"]
+    assert (found["users"], found["items"], found["interactions"]) == (len(users), 20, 0)
+    assert 20 < len(users) < 90
+    for protocol in ("kept", "removed"):
+        gone = {u: set(data.histories[u].tolist()) if protocol == "removed" else set() for u in users}
+        ranks = [[rank_of(t, [i for i in range(20, 40) if i not in gone[u]], scores[u], own[u]) for t in own[u]] for u in users]
+        flat = np.concatenate(ranks)
+        assert found[protocol] == pytest.approx(m.means(flat, np.cumsum([0, *map(len, ranks)])))
+        if type(model) is Distinct:
+            rows = [{i: scores[u, i] for i in range(20, 40)} for u in users]
+            assert found[protocol] == pytest.approx(judged(rows, [own[u] for u in users], [gone[u] for u in users]))
+    assert found["kept"]["recall@10"] > slices["warmth"]["cold"]["kept"]["recall@10"]
+
+
+def test_frequency_bins_and_warm_items():
+    data = examples(users=200, seed=3)
+    found = evaluate(Scorer(40), data, 40, COUNTS)
+    rows = np.repeat(np.arange(200), np.diff(found.offsets))
+    slices = found.metrics["slices"]
+    assert list(slices["frequency"]) == ["0-2", "3-5", "6-10", "11-20", "21+"]
+    inside = {"0-2": COUNTS <= 2, "3-5": (COUNTS > 2) & (COUNTS < 6), "6-10": (COUNTS > 5) & (COUNTS < 11), "11-20": COUNTS == 12}
+    inside = [*((slices["frequency"][name], items) for name, items in inside.items()), (slices["warmth"]["warm"], COUNTS > 0)]
+    for part, items in inside:
+        own = [found.ranks["removed"][(rows == u) & items[found.targets]] for u in range(200)]
+        own = [ranks for ranks in own if len(ranks)]
+        assert (part["users"], part["items"], part["interactions"]) == (len(own), items.sum(), COUNTS[items].sum())
+        assert part["removed"]["recall@10"] == pytest.approx(np.mean([(ranks <= 10).mean() for ranks in own]))
+
+
+@pytest.mark.parametrize("model", [Distinct(40), Tied(40)], ids=["distinct", "tied"])
+@pytest.mark.parametrize("batch", [512, 9])
+def test_code_level_hits(model, batch):
+    data = examples(users=80, seed=6)
+    groups = np.random.default_rng(1).choice([3, 7, 8, 11, 12, 20, 21, 22, 30, 99, 100, 101, 102, 103, 104, 105], 40)
+    found = evaluate(model, data, 40, COUNTS, groups=groups, batch=batch).metrics
+    assert found["code_level"]["ids"] == len(set(groups))
+    scores = model.scores(data.histories)
+    own = [list(dict.fromkeys(groups[data.targets[u]].tolist())) for u in range(80)]
+    for protocol in ("kept", "removed"):
+        ranks, rows = [], []
+        for u in range(80):
+            gone = set(data.histories[u].tolist()) if protocol == "removed" else set()
+            left = [i for i in range(40) if i not in gone]
+            best = {g: max((scores[u, i] for i in left if groups[i] == g), default=-np.inf) for g in set(groups)}
+            rows.append({g: v for g, v in best.items() if v > -np.inf})
+            ranks.append([rank_of(g, best, best, own[u]) for g in own[u]])
+        flat = np.concatenate(ranks)
+        assert found["code_level"][protocol] == pytest.approx(m.means(flat, np.cumsum([0, *map(len, ranks)])))
+        if type(model) is Distinct:
+            assert found["code_level"][protocol] == pytest.approx(judged(rows, own, [()] * 80))
+        assert found["code_level"][protocol]["recall@10"] > found[protocol]["recall@10"]
+
+
+def test_the_code_level_rank_of_one_target():
+    """1 + the other ids whose best item scores at least as high as the best item of the target's id."""
+
+    class One:
+        def scores(self, histories):
+            return np.array([[0.9, 0.8, 0.7, 0.6, 0.5, 0.1, 0.7]], np.float32)
+
+    groups = np.array([0, 0, 1, 2, 2, 3, 4])
+    data = SimpleNamespace(users=np.array([0]), histories=Rows([[0, 5]]), targets=Rows([[4]]))
+    found = evaluate(One(), data, 7, np.ones(7, int), groups=groups, ks=(3, 4, 5))
+    assert found.ranks["kept"].tolist() == [6] and found.ranks["removed"].tolist() == [5]
+    level = found.metrics["code_level"]
+    assert level["kept"]["mrr@5"] == 1 / 4 and level["kept"]["recall@3"] == 0  # ids 0, 1 and 4 come first; a tie does not help
+    assert level["removed"]["mrr@5"] == 1 / 4  # id 0 still has an item
+    data.targets = Rows([[5, 4, 3]])  # the id of 5 has no other item; those of 4 and 3 are one id, one target
+    found = evaluate(One(), data, 7, np.ones(7, int), groups=groups, ks=(5,)).metrics["code_level"]
+    assert found["kept"]["recall@5"] == 1 and found["removed"]["recall@5"] == 1 / 2
+
+
+def test_ids_of_one_item_each_are_items():
+    for model in (Scorer(40), Tied(40)):
+        found = evaluate(model, examples(), 40, COUNTS, groups=np.random.default_rng(0).permutation(40) * 5).metrics
+        for protocol in ("kept", "removed"):
+            level = found["code_level"][protocol]
+            assert level == {name: found[protocol][name] for name in level}
+    assert "code_level" not in evaluate(Scorer(40), examples(), 40, COUNTS).metrics
+
+
+def test_without_cold_items():
+    slices = evaluate(Scorer(40), examples(), 40, COUNTS + 1).metrics["slices"]
+    assert slices["warmth"]["cold_only"] == slices["warmth"]["cold"] == {"users": 0, "items": 0, "interactions": 0}
+
+
 def test_a_group_without_users_has_no_metrics():
     data = SimpleNamespace(users=np.array([4]), histories=Rows([[1]]), targets=Rows([[0]]))
     slices = evaluate(Scorer(40), data, 40, COUNTS).metrics["slices"]["popularity"]
@@ -186,6 +318,10 @@ def test_refusals():
         evaluate(Bad(lambda b: np.zeros((b, 39))), data, 40, COUNTS)
     with pytest.raises(EvaluationError, match="39 training counts for 40 items"):
         evaluate(Scorer(40), data, 40, COUNTS[1:])
+    with pytest.raises(EvaluationError, match=r"groups must be integers \[40\], not int64 \[39\]"):
+        evaluate(Scorer(40), data, 40, COUNTS, groups=np.arange(39))
+    with pytest.raises(EvaluationError, match="groups must be integers"):
+        evaluate(Scorer(40), data, 40, COUNTS, groups=np.zeros(40))
     with pytest.raises(EvaluationError, match="no example"):
         evaluate(Scorer(40), SimpleNamespace(users=np.zeros(0), histories=Rows([]), targets=Rows([])), 40, COUNTS)
     with pytest.raises(EvaluationError, match="two examples"):

@@ -81,8 +81,9 @@ def sample():
         histories=Rows([rng.choice(n, size) for size in rng.integers(1, 70, users)]),
         targets=Rows(targets[:, None]),
     )
+    ids = np.arange(n) // 2 * 2  # two items share an id
     found = {
-        name: evaluate(Noisy(targets, n, noise, counts, hint), data, n, counts)
+        name: evaluate(Noisy(targets, n, noise, counts, hint), data, n, counts, groups=ids if name == "AsymRec" else None)
         for name, noise, hint in (("AsymRec", 0.6, 0.8), ("item-kNN", 0.6, 0.7), ("popularity", 1e-3, 0))
     }
     epochs = range(1, 25)
@@ -90,7 +91,10 @@ def sample():
         "title": "AsymRec on Little Films",
         "subtitle": "run of a test",
         "model": "AsymRec",
-        "dataset": {"name": "Little Films", "users": 450, "items": n, "interactions": 15_345, "notes": ["no timestamps: file order"]},
+        "dataset": {
+            **{"name": "Little Films", "users": 450, "items": n, "interactions": 15_345, "split": "leave-last-out", "part": "test"},
+            "notes": ["no timestamps: file order"],
+        },
         "metrics": {name: one.metrics for name, one in found.items()},
         "comparisons": [
             {"model": "AsymRec", "baseline": name, **paired_bootstrap(found["AsymRec"], found[name]).dict()}
@@ -186,6 +190,50 @@ def test_missing_and_empty_parts_are_left_out(facts, part):
     assert Page(without).text != Page(render(facts)).text
     empty = type(facts[part])()
     assert Page(render(facts | {part: empty})).text == Page(without).text
+
+
+def test_slices_and_code_level_hits_are_shown(facts):
+    text, metrics = Page(render(facts)).text, facts["metrics"]["AsymRec"]
+    slices = metrics["slices"]
+    for title in ("popularity", "training count"):
+        assert f"NDCG@10 by {title} of the held-out item" in text
+    assert "NDCG@10 by warm and cold items" in text and "cold among cold" in text and "Cold among cold: Held-out" in text
+    for part in (slices["frequency"]["0-2"], slices["frequency"]["21+"], slices["warmth"]["cold_only"], slices["warmth"]["warm"]):
+        assert f"{part['kept']['ndcg@10']:.4f}" in text and f"{part['users']} users" in text
+    assert "0–2 times" in text and "21+ times" in text
+    level = metrics["code_level"]
+    assert f"150 of 300 {metrics['kept']['recall@10']:.4f} {level['kept']['recall@10']:.4f} {metrics['kept']['ndcg@10']:.4f}" in text
+    assert f"{level['removed']['ndcg@10']:.4f}" in text
+    assert "Protocol: standard." in text and "validation part" not in text
+    alone = {"AsymRec": metrics | {"code_level": level | {"ids": 300}}}
+    assert "Every item has a code id of its own" in Page(render({"metrics": alone})).text
+
+
+def test_a_page_of_the_validation_part(facts):
+    text = Page(render(facts | {"dataset": facts["dataset"] | {"part": "validation", "split": "untied"}})).text
+    assert "On the validation part of Little Films, AsymRec puts" in text
+    assert "Protocol: untied." in text and "Measured on the validation part, for tuning: the test was left alone." in text
+
+
+def test_facts_of_an_older_version(facts):
+    """Without code-level hits, warmth, frequency, split and part."""
+    metrics = {
+        name: {key: value for key, value in found.items() if key not in ("code_level", "slices")}
+        | {"slices": {kind: found["slices"][kind] for kind in ("popularity", "history")}}
+        for name, found in facts["metrics"].items()
+    }
+    data = {label: value for label, value in facts["dataset"].items() if label not in ("split", "part")}
+    text = Page(render(facts | {"metrics": metrics, "dataset": data})).text
+    assert "NDCG@10 by popularity of the held-out item" in text and "NDCG@10 by length of the history" in text
+    shown = text.split("How to read")[0] + text.split("For whom")[1]
+    assert not any(word in shown for word in ("Protocol:", "training count", "Cold among cold", "Hits by code id"))
+
+
+def test_without_cold_targets_there_is_no_card_of_them(facts):
+    metrics = facts["metrics"]["AsymRec"]
+    slices = metrics["slices"] | {"warmth": metrics["slices"]["warmth"] | {"cold": {"users": 0, "items": 0, "interactions": 0}}}
+    text = Page(render({"metrics": {"AsymRec": metrics | {"slices": slices}}})).text
+    assert "warm and cold items" not in text and "training count" in text
 
 
 def test_an_unknown_part_is_named():

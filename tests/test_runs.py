@@ -12,13 +12,15 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 from small import SETTINGS, asymrec, contents, environment, settings, tables, write
 
 from asymrec.config import Recipe
+from asymrec.data import Dataset
 from asymrec.errors import ConfigError, DataError, EvaluationError, QuantizerError, RunError, VectorError
-from asymrec.evaluation import Evaluation
-from asymrec.models import Recommender
+from asymrec.evaluation import Evaluation, evaluate
+from asymrec.models import ItemKNN, Recommender
 from asymrec.runs import compare_runs, evaluate_run, fit_run, read_codebook, read_facts
 from asymrec.training.listener import Listener
 
@@ -66,7 +68,7 @@ def test_a_run_folder_holds_everything(run):
     assert list(facts["metrics"]) == ["asymrec", "itemknn", "popularity"]
     assert facts["dataset"] | {"notes": []} == {
         **{"name": "shop", "users": 200, "items": 120, "interactions": facts["dataset"]["interactions"]},
-        **{"split": "leave-last-out", "notes": [], "test users": 200, "left out": 0},
+        **{"split": "leave-last-out", "notes": [], "part": "test", "test users": 200, "left out": 0},
     }
     assert facts["codebook"]["code_shape"] == [4, 2]
     assert facts["environment"]["processor"] and facts["peak_memory_mib"] > 50
@@ -183,6 +185,64 @@ def test_a_process_killed_from_outside_goes_on(data, run, tmp_path):
     before = (tmp_path / "run/metrics.json").stat().st_mtime_ns
     fit_run(None, tmp_path / "run", resume=True)  # finished: nothing happens
     assert (tmp_path / "run/metrics.json").stat().st_mtime_ns == before
+
+
+def test_a_run_for_tuning_leaves_the_test_alone(data, run, tmp_path, monkeypatch):
+    """Through an interruption, and when it is evaluated again."""
+
+    def rows_of(histories):
+        return [tuple(histories[i].tolist()) for i in range(len(histories))]
+
+    folder, seen = tmp_path / "run", []
+    with pytest.raises(Stop):
+        fit_run(data, folder, recipe(), model="itemknn", on="validation", listener=StopAt("evaluate"))
+    with pytest.raises(ConfigError, match="is to be evaluated on the validation, not on the test"):
+        fit_run(data, folder, resume=True, on="test")
+    scores = ItemKNN.scores
+    monkeypatch.setattr(ItemKNN, "scores", lambda self, histories: seen.extend(rows_of(histories)) or scores(self, histories))
+    facts = fit_run(data, folder, resume=True)
+    split = Dataset.read(data).split()
+    assert facts["dataset"]["part"] == "validation" and facts["dataset"]["validation users"] == 200
+    assert "test users" not in facts["dataset"] and "validation" not in facts
+    assert set(seen) == set(rows_of(split.validation.histories))
+    expected = evaluate(ItemKNN().fit(Dataset.read(data), split), split.validation, 120, split.train_counts(120))
+    assert figures(facts)["itemknn"] == figures({"metrics": {"itemknn": expected.metrics}})["itemknn"]
+    assert "validation part" in (folder / "report.html").read_text()
+    assert figures(evaluate_run(folder)) == figures(facts)
+    with pytest.raises(EvaluationError, match="one is evaluated on its validation, the other on its test"):
+        compare_runs(folder, run)
+    tested = evaluate_run(folder, on="test")
+    assert (tested["dataset"]["part"], tested["dataset"]["test users"]) == ("test", 200) and "validation users" not in tested["dataset"]
+    assert figures(tested)["itemknn"] == figures(read_facts(run))["itemknn"] != figures(facts)["itemknn"]
+    for use in (lambda: fit_run(data, tmp_path / "new", on="train"), lambda: evaluate_run(folder, on="train")):
+        with pytest.raises(ConfigError, match="is evaluated on test or validation, not on 'train'"):
+            use()
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_kept_epoch_is_told(run):
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    kept = [entry for entry in log if entry["best"]][-1]
+    assert read_facts(run)["validation"] == {name: kept[name] for name in ("epoch", "ndcg@10", "recall@10", "ndcg@10_removed")}
+
+
+def test_a_run_of_untied(data, tmp_path):
+    class Notes(Listener):
+        said = ""
+
+        def stage(self, text: str) -> None:
+            self.said += text + "\n"
+
+    interactions, items = tables()
+    days = interactions.set_column(2, "timestamp", pc.divide(pc.subtract(interactions["timestamp"], 1_000_000), 240))
+    notes = Notes()
+    facts = fit_run(days, tmp_path / "run", recipe(split="untied", seed=3), items=items, model="itemknn", listener=notes)
+    split = Dataset.read(days, items).split("untied", seed=3)
+    assert facts["dataset"]["test users"] == len(split.test) == 200 - split.left_out
+    assert f"{split.left_out} of 200 users have fewer than three times: trained on, not tested" in notes.said
+    assert facts["metrics"]["itemknn"]["targets"] == len(split.test.targets.items) > len(split.test)
+    expected = evaluate(ItemKNN().fit(Dataset.read(days, items), split), split.test, 120, split.train_counts(120)).metrics
+    assert facts["metrics"]["itemknn"]["kept"] == expected["kept"]
 
 
 class Stop(Exception):

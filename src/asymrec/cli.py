@@ -85,6 +85,10 @@ def fit(
     drop_unknown: Annotated[bool, typer.Option("--drop-unknown", help="Drop interactions with items not in the item table.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted fit in RUN, with its data and settings.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in RUN, once the new one is finished.")] = False,
+    on: Annotated[
+        str | None,
+        typer.Option(metavar="PART", help="test (default), or validation: evaluate on that and leave the test alone, for tuning."),
+    ] = None,
 ) -> None:
     """Fit a model on DATA, evaluate it beside the baselines, write a run folder with report.html."""
     from asymrec.config import Recipe, parse_settings
@@ -103,7 +107,8 @@ def fit(
 
     try:
         with Progress() as progress:
-            facts = fit_run(data, output, recipe, items=items, model=model, resume=resume, overwrite=overwrite, listener=progress)
+            options = {"items": items, "model": model, "resume": resume, "overwrite": overwrite, "on": on}
+            facts = fit_run(data, output, recipe, **options, listener=progress)
     except KeyboardInterrupt:
         print(f"interrupted; go on with: asymrec fit -o {output} --resume", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -115,14 +120,15 @@ def fit(
 def evaluate(
     run: Run,
     against: Annotated[Path | None, typer.Option(metavar="RUN2", help="Another run on the same data: is the difference real?")] = None,
+    on: Annotated[str | None, typer.Option(metavar="PART", help="test or validation; by default what RUN was evaluated on.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Evaluate RUN on its test again, and rewrite its metrics.json and report.html."""
+    """Evaluate RUN again, and rewrite its metrics.json and report.html."""
     from asymrec.progress import Progress
     from asymrec.runs import compare_runs, evaluate_run
 
     with Progress() as progress:
-        facts = evaluate_run(run, progress)
+        facts = evaluate_run(run, progress, on=on)
     compared = compare_runs(run, against) if against else []
     if as_json:
         print(json.dumps(facts | ({"against": compared} if against else {}), indent=1, ensure_ascii=False))
@@ -242,6 +248,53 @@ def data(
     print(output)
 
 
+@app.command()
+def bench(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The benchmark as YAML.", show_default=False)],
+    folders: Annotated[
+        list[str] | None, typer.Option("--data", metavar="NAME=FOLDER", help="Where a data set of CONFIG is; may be repeated.")
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="What the data folders of CONFIG are relative to; by default CONFIG's own folder.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Instead of CONFIG's.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="AXIS=VALUE,...", help="Only these cells: data, protocol, model, seed; may be repeated.")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(metavar="N", help="Cells at once, instead of CONFIG's.")] = None,
+    listed: Annotated[bool, typer.Option("--list", help="Print the cells and their state, and stop.")] = False,
+    table: Annotated[bool, typer.Option("--table", help="Only write the tables of what is finished.")] = False,
+    export: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Only write tables and a log a cell, to be committed.")] = None,
+) -> None:
+    """Fit a grid of models, data sets, protocols and seeds, tune on validation, write one table. The same command goes on."""
+    from asymrec.bench.export import export as write_export
+    from asymrec.bench.plan import parse_folders, read_plan
+    from asymrec.bench.run import run_cells, state
+    from asymrec.bench.table import write_tables
+
+    plan = read_plan(config, output=output, root=root, folders=parse_folders(folders or []), jobs=jobs)
+    cells = plan.cells(only or [])
+    if listed:
+        _print_table(["cell", "state"], [[str(cell), state(plan, cell)] for cell in (*plan.trials_of(cells), *cells)])
+        return
+    if export is not None:
+        write_export(plan, export)
+        print(export)
+        return
+    failed = []
+    if not table:
+        try:
+            failed = run_cells(plan, cells, lambda line: print(line, flush=True))
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on", file=sys.stderr)
+            raise typer.Exit(130) from None
+    write_tables(plan)
+    print(f"table: {plan.output / 'table.html'}")
+    if failed:
+        print(f"error: {len(failed)} cells failed, the first: {failed[0]}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
 def _own_ids(dataset: Any, noun: str, texts: list[str]) -> list[Any]:
     """Ids given as text in the type they have in the data. Raises UnknownIdError with the nearest, or with examples."""
     known = dataset.user_ids if noun == "user" else dataset.item_ids
@@ -281,14 +334,18 @@ def _listed(text: str) -> list[str]:
 
 def _print_metrics(facts: dict[str, Any]) -> None:
     data = facts["dataset"]
+    part = data.get("part", "test")
     sizes = f"{data['users']:,} users, {data['items']:,} items, {data['interactions']:,} interactions"
-    print(f"{data['name']}: {sizes}; test on {data['test users']:,} users")
+    print(f"{data['name']}: {sizes}; {part} on {data[f'{part} users']:,} users")
     columns = ("recall@5", "recall@10", "recall@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr@10", "coverage@10")
-    rows = [
-        [model, f"history {history}", *(f"{found[history][column]:.4f}" for column in columns)]
-        for history in ("kept", "removed")
-        for model, found in facts["metrics"].items()
-    ]
+    rows = []
+    for history in ("kept", "removed"):
+        for model, found in facts["metrics"].items():
+            rows.append([model, f"history {history}", *(f"{found[history][column]:.4f}" for column in columns)])
+            level = found.get("code_level")
+            if level and level["ids"] < found["items"]:  # else an id is an item
+                cells = (f"{level[history][column]:.4f}" if column in level[history] else "" for column in columns)
+                rows.append(["  hits by code id", f"history {history}", *cells])
     _print_table(["", "", *map(_label, columns)], rows)
 
 

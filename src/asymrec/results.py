@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,11 +27,12 @@ EXAMPLES, EXAMPLE_HISTORY, EXAMPLE_K = 5, 30, 10
 
 
 def split_of(dataset: Dataset, recipe: Recipe) -> Split:
-    return dataset.split(recipe.data.split, recipe.data.validation_share, recipe.data.test_share)
+    return dataset.split(recipe.data.split, recipe.data.validation_share, recipe.data.test_share, recipe.training.seed)
 
 
-def facts_of(recommender: Recommender, name: str) -> dict[str, Any]:
-    dataset = recommender.dataset
+def facts_of(recommender: Recommender, name: str, log: list[dict]) -> dict[str, Any]:
+    """What is known of a fitted model before it is evaluated; `validation` where its log tells of epochs."""
+    dataset, best = recommender.dataset, best_validation(log)
     return {
         "asymrec": __version__,
         "model": recommender.name,
@@ -43,22 +44,50 @@ def facts_of(recommender: Recommender, name: str) -> dict[str, Any]:
             "split": recommender.recipe.data.split,
             "notes": dataset.notes,
         },
+        "parameters": parameters(recommender),
         "environment": machine.facts(recommender.recipe.training.device),
-    }
+    } | ({"validation": best} if best else {})
 
 
-def evaluate_all(recommender: Recommender, facts: dict[str, Any], clock: Clock) -> dict[str, Evaluation]:
-    """Test metrics of the model and, fitted on the same, the baselines; into `facts` and as evaluations by model name."""
+def parameters(recommender: Recommender) -> int:
+    """Learned numbers: the network's, where there is one, else all that the model keeps but indices; of a fusion, its parts' sum."""
+    if parts := getattr(recommender, "parts", None):
+        return sum(map(parameters, parts))
+    if (network := getattr(recommender, "network", None)) is not None:
+        return sum(tensor.numel() for tensor in network.parameters())
+    return sum(tensor.numel() for tensor in recommender.tensors().values() if tensor.is_floating_point())
+
+
+def best_validation(log: list[dict]) -> dict[str, Any] | None:
+    """The validation figures of the epoch that was kept: {"epoch", "ndcg@10", "recall@10", ...}; None without epochs."""
+    known = [entry for entry in log if "ndcg@10" in entry]
+    best = max(known, key=lambda entry: entry["ndcg@10"], default=None)
+    return best and {"epoch": best["epoch"]} | {name: value for name, value in best.items() if "@" in name}
+
+
+def evaluate_all(
+    recommender: Recommender, facts: dict[str, Any], clock: Clock, part: Literal["test", "validation"] = "test"
+) -> dict[str, Evaluation]:
+    """Metrics of the model and, fitted on the same, the baselines; into `facts` and as evaluations by model name.
+
+    part: whose examples are ranked; with `validation`, for tuning, nothing of the test is looked at.
+    """
     dataset = recommender.dataset
     split = split_of(dataset, recommender.recipe)
     counts = split.train_counts(dataset.n_items)
-    facts["dataset"] |= {"test users": len(split.test.users), "left out": split.left_out}
-    clock.stage(f"evaluate on {len(split.test.users):,} users")
-    evaluations = {recommender.name: evaluate(recommender, split.test, dataset.n_items, counts)}
+    ranked = split.test if part == "test" else split.validation
+    about = {label: value for label, value in facts["dataset"].items() if label not in ("test users", "validation users")}
+    facts["dataset"] = about | {"part": part, f"{part} users": len(ranked.users), "left out": split.left_out}
+
+    def evaluated(model: Recommender) -> Evaluation:
+        return evaluate(model, ranked, dataset.n_items, counts, groups=model.code_groups())
+
+    clock.stage(f"evaluate on {len(ranked.users):,} users of the {part}")
+    evaluations = {recommender.name: evaluated(recommender)}
     for name in BASELINES:
         if name not in evaluations:
             clock.stage(f"baseline {name}")
-            evaluations[name] = evaluate(MODELS[name](recommender.recipe).fit(dataset, split), split.test, dataset.n_items, counts)
+            evaluations[name] = evaluated(MODELS[name](Recipe(data=recommender.recipe.data)).fit(dataset, split))
     facts["metrics"] = {name: evaluation.metrics for name, evaluation in evaluations.items()}
     own = evaluations[recommender.name]
     facts["comparisons"] = [
@@ -92,7 +121,7 @@ def write_results(folder: Path, recommender: Recommender, facts: dict, evaluatio
         "comparisons": facts["comparisons"],
         "curves": curves,
         "codebook": facts.get("codebook"),
-        "examples": examples(recommender),
+        "examples": examples(recommender, facts["dataset"]["part"]),
         "config": recommender.recipe.model_dump(mode="json"),
         "environment": facts["environment"] | memory,
         "seconds": facts["seconds"],
@@ -100,10 +129,11 @@ def write_results(folder: Path, recommender: Recommender, facts: dict, evaluatio
     write_report(folder / "report.html", page)
 
 
-def examples(recommender: Recommender) -> list[dict[str, Any]]:
-    """A few users of the test, drawn by a fixed seed: what they had, what is recommended, what they took."""
-    dataset, test = recommender.dataset, split_of(recommender.dataset, recommender.recipe).test
-    chosen = test.take(np.sort(np.random.default_rng(0).permutation(len(test.users))[:EXAMPLES]))
+def examples(recommender: Recommender, part: Literal["test", "validation"] = "test") -> list[dict[str, Any]]:
+    """A few users of the part, drawn by a fixed seed: what they had, what is recommended, what they took."""
+    dataset, split = recommender.dataset, split_of(recommender.dataset, recommender.recipe)
+    ranked = split.test if part == "test" else split.validation
+    chosen = ranked.take(np.sort(np.random.default_rng(0).permutation(len(ranked.users))[:EXAMPLES]))
     scores = np.array(recommender.scores(chosen.histories), np.float32)
     scores[chosen.histories.owners, chosen.histories.items] = -np.inf
     titles, users = dataset.titles(), dataset.user_ids

@@ -53,9 +53,10 @@ def fit_run(
     model: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    on: str | None = None,
     listener: Listener = QUIET,
 ) -> dict[str, Any]:
-    """Fit a model, evaluate it on the test beside the baselines, and leave a run folder.
+    """Fit a model, evaluate it beside the baselines, and leave a run folder.
 
     Args:
         data, items: as `Dataset.read` takes them.
@@ -64,15 +65,18 @@ def fit_run(
         model: a name in `MODELS`; `asymrec` when not given.
         resume: go on with the interrupted fit in `folder`, with the data and settings kept there; where nothing was begun, begin.
         overwrite: replace the run in `folder`, which stays as it is until the new one is finished.
+        on: the part that is evaluated: `test`, or `validation`, which leaves the test alone, for tuning. By default the test, and
+            with `resume` what the interrupted fit was to be evaluated on.
     Returns:
         The facts of `metrics.json`.
     Raises:
         RunError: the folder is in the way, damaged, or cannot be written. ConfigError: with `resume`, a setting that differs from
-        the interrupted fit's. DataError, VectorError, QuantizerError: nothing was written.
+        the interrupted fit's; another `on`. DataError, VectorError, QuantizerError: nothing was written.
     """
     folder, recipe = Path(folder), recipe or Recipe()
     if resume and overwrite:
         raise ConfigError("--resume goes on with a fit, --overwrite begins anew: give one of them")
+    _check_part(on)
     state = _state(folder)
     if resume and state == "finished":
         listener.stage(f"{folder} is finished: nothing to resume")
@@ -80,7 +84,7 @@ def fit_run(
     clock = Clock(listener)
     if resume and state == "unfinished":
         with _locked(folder):
-            work = _take_up(folder, recipe, model)
+            work = _take_up(folder, recipe, model, on)
             clock.keep_at(folder / CHECKPOINT / "seconds.json")
             clock.stage(f"resume the fit in {folder}, with its data and settings")
             return _finish(work, folder, clock)
@@ -94,20 +98,23 @@ def fit_run(
     from asymrec.results import split_of
     from asymrec.vectors import item_vectors
 
-    kind = find_model(model or "asymrec")
+    recommender = find_model(model or "asymrec")(recipe)
+    recipe = recommender.recipe  # with the model's own defaults
     # `auto` is measured: what was chosen is kept, so that a fit that goes on elsewhere or later computes the same
     precision = str(choose_precision(recipe.training.precision, choose_device(recipe.training.device))).removeprefix("torch.")
     for note in dataset.notes:
         listener.stage(f"note: {note}")
     if left_out := split_of(dataset, recipe).left_out:
-        listener.stage(f"note: {left_out:,} of {dataset.n_users:,} users have too few interactions for the split: only recommended to")
+        untied = recipe.data.split == "untied"
+        why = "fewer than three times: trained on, not tested" if untied else "too few interactions for the split: only recommended to"
+        listener.stage(f"note: {left_out:,} of {dataset.n_users:,} users have {why}")
     vectors = None
-    if "vectors" in inspect.signature(kind._fit).parameters:
+    if recommender.reads_vectors():
         clock.stage(f"vectors of {dataset.n_items:,} items")
         vectors = item_vectors(dataset, recipe.vectors)
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"precision": precision})})
-    work = _Work(kind.name, recipe, dataset, vectors, _name(data))
+    work = _Work(recommender.name, recipe, dataset, vectors, _name(data), on or "test")
     _begin(folder, work)
     try:
         with _locked(folder):
@@ -122,14 +129,16 @@ def fit_run(
         raise
 
 
-def evaluate_run(folder: str | Path, listener: Listener = QUIET) -> dict[str, Any]:
-    """Evaluate a run on its test again and rewrite what is derived from it: metrics.json, ranks/, report.html.
+def evaluate_run(folder: str | Path, listener: Listener = QUIET, *, on: str | None = None) -> dict[str, Any]:
+    """Evaluate a run again and rewrite what is derived from it: metrics.json, ranks/, report.html.
 
-    Returns the facts of `metrics.json`. Raises RunError: see `Recommender.load`.
+    on: `test` or `validation`; by default the part that `metrics.json` names, else the test.
+    Returns the facts of `metrics.json`. Raises RunError: see `Recommender.load`. ConfigError: another `on`.
     """
     from asymrec.models import Recommender
     from asymrec.results import codebook, evaluate_all, facts_of, write_results
 
+    _check_part(on)
     folder = Path(folder)
     clock = Clock(listener)
     clock.stage(f"load {folder}")
@@ -139,8 +148,9 @@ def evaluate_run(folder: str | Path, listener: Listener = QUIET) -> dict[str, An
     except RunError:
         facts = {"codebook": codebook(recommender)}
     log = _read_log(folder)
-    facts = facts_of(recommender, (facts.get("dataset") or {}).get("name") or folder.resolve().name) | facts
-    evaluations = evaluate_all(recommender, facts, clock)
+    before = facts.get("dataset") or {}
+    facts = facts_of(recommender, before.get("name") or folder.resolve().name, log) | facts
+    evaluations = evaluate_all(recommender, facts, clock, on or before.get("part", "test"))
     facts["seconds"] = (facts.get("seconds") or {}) | {name: value for name, value in clock.seconds.items() if name == "evaluate"}
     write_results(folder, recommender, facts, evaluations, log)
     return facts
@@ -149,17 +159,20 @@ def evaluate_run(folder: str | Path, listener: Listener = QUIET) -> dict[str, An
 def compare_runs(folder: str | Path, other: str | Path) -> list[dict[str, Any]]:
     """The run in `folder` minus the run in `other`, user by user: NDCG@10 and Recall@10 with both protocols.
 
-    Returns `Comparison.dict()` of each. Raises EvaluationError: other users, items or test targets. RunError: see `Recommender.load`.
+    Returns `Comparison.dict()` of each. Raises EvaluationError: other users, items, part or targets. RunError: see `Recommender.load`.
     """
     from asymrec.results import COMPARED
 
     (data_a, ranks_a), (data_b, ranks_b) = (_ranks(Path(each)) for each in (folder, other))
+    parts = [_read_metrics(Path(each))["dataset"].get("part", "test") for each in (folder, other)]
+    if parts[0] != parts[1]:
+        raise EvaluationError(f"{folder} and {other} cannot be compared: one is evaluated on its {parts[0]}, the other on its {parts[1]}")
     for noun, a, b in (("users", data_a.user_ids, data_b.user_ids), ("items", data_a.item_ids, data_b.item_ids)):
         if not a.equals(b):
             raise EvaluationError(f"{folder} and {other} cannot be compared: their {noun} differ ({len(a):,} and {len(b):,})")
     if len(ranks_a.users) != len(ranks_b.users) or (ranks_a.users != ranks_b.users).any():
         raise EvaluationError(
-            f"{folder} and {other} cannot be compared: their test users differ ({len(ranks_a.users):,} and {len(ranks_b.users):,})"
+            f"{folder} and {other} cannot be compared: their {parts[0]} users differ ({len(ranks_a.users):,} and {len(ranks_b.users):,})"
         )
     return [paired_bootstrap(ranks_a, ranks_b, metric, history=history).dict() for metric, history in COMPARED]
 
@@ -208,6 +221,7 @@ class _Work:
     dataset: Dataset
     vectors: np.ndarray | None
     name: str
+    part: str
 
 
 def _state(folder: Path) -> str:
@@ -250,10 +264,15 @@ def _refuse_unwritable(folder: Path) -> None:
         raise RunError(f"cannot write {folder}: no permission in {above}")
 
 
+def _check_part(on: str | None) -> None:
+    if on not in (None, "test", "validation"):
+        raise ConfigError(f"a run is evaluated on test or validation, not on '{on}'")
+
+
 def _begin(folder: Path, work: _Work) -> None:
     from asymrec.models.base import FORMAT
 
-    about = {"format": FORMAT, "asymrec": __version__, "model": work.model, "data": work.name}
+    about = {"format": FORMAT, "asymrec": __version__, "model": work.model, "data": work.name, "on": work.part}
     with atomic(folder / CHECKPOINT) as temporary:
         temporary.mkdir()
         (temporary / "config.yaml").write_text(work.recipe.yaml(), encoding="utf-8")
@@ -263,18 +282,21 @@ def _begin(folder: Path, work: _Work) -> None:
         (temporary / "run.json").write_text(json.dumps(about), encoding="utf-8")
 
 
-def _take_up(folder: Path, recipe: Recipe, model: str | None) -> _Work:
+def _take_up(folder: Path, recipe: Recipe, model: str | None, on: str | None) -> _Work:
     from asymrec.models.base import check_format
 
     kept = folder / CHECKPOINT
     try:
         about = json.loads((kept / "run.json").read_text(encoding="utf-8"))
         form, version, kept_model, name = about["format"], about["asymrec"], about["model"], about["data"]
+        part = about.get("on", "test")
     except (OSError, ValueError, KeyError, TypeError):
         raise RunError(f"{kept / 'run.json'} is damaged: begin anew with --overwrite") from None
     check_format(f"{folder} was begun", form, version)
     if model not in (None, kept_model):
         raise ConfigError(f"the fit in {folder} is of model '{kept_model}', not '{model}'")
+    if on not in (None, part):
+        raise ConfigError(f"the fit in {folder} is to be evaluated on the {part}, not on the {on}")
     old = Recipe.read(kept / "config.yaml")
     before = old.model_dump(mode="json")
     for section, values in recipe.model_dump(mode="json", exclude_unset=True).items():
@@ -288,7 +310,7 @@ def _take_up(folder: Path, recipe: Recipe, model: str | None) -> _Work:
         vectors = np.load(kept / "vectors.npy", allow_pickle=False) if (kept / "vectors.npy").exists() else None
     except (OSError, ValueError, EOFError):
         raise RunError(f"{kept / 'vectors.npy'} is damaged: begin anew with --overwrite") from None
-    return _Work(kept_model, old, Dataset.load(kept / "dataset", mmap=False), vectors, name)
+    return _Work(kept_model, old, Dataset.load(kept / "dataset", mmap=False), vectors, name, part)
 
 
 def _finish(work: _Work, folder: Path, clock: Clock) -> dict[str, Any]:
@@ -302,8 +324,9 @@ def _finish(work: _Work, folder: Path, clock: Clock) -> dict[str, Any]:
     recommender = kind(work.recipe)
     clock.stage(f"fit {work.model}")
     recommender.fit(work.dataset, split_of(work.dataset, work.recipe), **{name: value for name, value in options.items() if name in known})
-    facts = facts_of(recommender, work.name)
-    evaluations = evaluate_all(recommender, facts, clock)
+    log = getattr(recommender, "log", [])
+    facts = facts_of(recommender, work.name, log)
+    evaluations = evaluate_all(recommender, facts, clock, work.part)
     facts["codebook"] = getattr(recommender, "report", None)
     clock.stage(f"write {folder}")
     facts["seconds"] = clock.seconds
@@ -311,7 +334,7 @@ def _finish(work: _Work, folder: Path, clock: Clock) -> dict[str, Any]:
     with atomic(folder) as temporary:
         temporary.mkdir()
         recommender.write(temporary)
-        write_results(temporary, recommender, facts, evaluations, getattr(recommender, "log", []))
+        write_results(temporary, recommender, facts, evaluations, log)
     return facts
 
 

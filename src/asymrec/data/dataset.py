@@ -137,9 +137,9 @@ class Dataset:
             named = [have or _cut(cell) for have, cell in zip(named, cells)]
         return [have or str(own) for have, own in zip(named, self.item_ids.to_pylist())]
 
-    def split(self, name: str = "leave-last-out", validation_share: float = 0.1, test_share: float = 0.1) -> Split:
-        """`leave-last-out` or `time`; see `asymrec.data.splits.split`."""
-        return _split(self.sequences, name, validation_share, test_share)
+    def split(self, name: str = "leave-last-out", validation_share: float = 0.1, test_share: float = 0.1, seed: int = 0) -> Split:
+        """`leave-last-out`, `untied` or `time`; see `asymrec.data.splits.split`."""
+        return _split(self.sequences, name, validation_share, test_share, seed)
 
     def __repr__(self) -> str:
         return f"Dataset({self.n_users:,} users, {self.n_items:,} items, {len(self.sequences.items):,} interactions)"

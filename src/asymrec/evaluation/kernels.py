@@ -1,4 +1,4 @@
-"""The compiled loop that places targets. Imported on first use only: numba takes a third of a second."""
+"""The compiled loops over all scores. Imported on first use only: numba takes a third of a second."""
 
 from __future__ import annotations
 
@@ -56,3 +56,12 @@ def place(scores, target_offsets, targets, seen_offsets, seen, kept, removed):
         for e in range(seen_offsets[row], seen_offsets[row + 1]):
             gone[seen[e]] = False
     return -1
+
+
+@compiled
+def best_of_groups(scores, groups, best):
+    """scores [b, n], groups [n] -> into best [b, groups] what is higher than what stands there."""
+    for row in range(scores.shape[0]):
+        for j in range(scores.shape[1]):
+            if scores[row, j] > best[row, groups[j]]:
+                best[row, groups[j]] = scores[row, j]

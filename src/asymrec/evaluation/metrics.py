@@ -80,6 +80,23 @@ def per_user(ranks: np.ndarray, offsets: np.ndarray, ks: Sequence[int] = (5, 10,
     return metrics
 
 
+def means(ranks: np.ndarray, offsets: np.ndarray, ks: Sequence[int] = (5, 10, 20)) -> dict[str, float]:
+    """`per_user` averaged over users."""
+    return {name: float(values.mean()) for name, values in per_user(ranks, offsets, ks).items()}
+
+
+def best_of_groups(scores: np.ndarray, groups: np.ndarray, n_groups: int) -> np.ndarray:
+    """The highest score in each group of items: float32 [b, n_groups], -inf for an empty group.
+
+    scores: float32 [b, n]; groups: int64 [n], from 0 to n_groups - 1.
+    """
+    from asymrec.evaluation import kernels
+
+    best = np.full((len(scores), n_groups), -np.inf, np.float32)
+    kernels.best_of_groups(scores, groups, best)
+    return best
+
+
 def exposure(lists: np.ndarray, n_items: int, k: int) -> np.ndarray:
     """How often each item stands in the first k of the lists: int64 [n_items]. lists: int [b, at least k], -1 for an empty place."""
     shown = lists[:, :k]

@@ -2,6 +2,10 @@
 
 `kept`: what the user has already seen stays in the ranking and may take places (the literature on Amazon's sets).
 `removed`: the items of the history are taken out first (what a shop would show).
+
+Code-level hits (given `groups`, items that share their code id): the ranking is of code ids instead of items, an id standing where its
+best item does, and a user's targets are the ids of its target items. What is left to do after the id is found, to tell its items
+apart, is not asked: that is why papers' code-level figures are higher. Beside the item-level ones they show the difference.
 """
 
 from __future__ import annotations
@@ -18,9 +22,8 @@ import numpy as np
 
 from asymrec.errors import EvaluationError
 from asymrec.evaluation import metrics as m
+from asymrec.evaluation.slices import all_slices, within
 
-GROUPS = ("head", "mid", "tail", "cold")
-LENGTHS = (0, 1, 6, 11, 21, 51, 101, 201)  # where the bins of history length start
 PROTOCOLS = ("kept", "removed")
 SAMPLE = (512, 8192)  # users and items whose scores the effective rank is taken of
 
@@ -89,6 +92,7 @@ def evaluate(
     n_items: int,
     train_counts: np.ndarray,
     *,
+    groups: np.ndarray | None = None,
     ks: Sequence[int] = (5, 10, 20),
     batch: int = 512,
     history: Literal["both", "kept", "removed"] = "both",
@@ -98,14 +102,20 @@ def evaluate(
 
     recommender: anything with `scores(histories: Sequences) -> float [b, n_items]`, numpy or torch; -inf says "never".
     examples: `Examples`; a target that a row holds twice counts once. train_counts: int [n_items], training interactions an item.
+    groups: int [n_items], for code-level hits as well: items of one number share their code id, see `Recommender.code_groups`.
     batch: users scored at once, fewer where their scores would take more than `memory` bytes.
 
     The metrics: {"users", "items", "targets", "kept": {"recall@5": ..., "coverage@5": ..., "missed": ...}, "removed": {...},
+    "code_level": {"ids", "kept": {...}, "removed": {...}} (with groups alone),
     "slices": {"popularity": {"head": {"users", "items", "interactions", "kept": {...}, "removed": {...}}, ...},
-    "history": {"1-5": {"users", "kept", "removed"}, ...}}, "effective_rank", "scoring_seconds", "seconds"}.
+    "warmth": {"warm", "cold", "cold_only"}, "frequency": {"0-2", ..., "21+"}, "history": {"1-5": {"users", "kept", "removed"}, ...}},
+    "effective_rank", "scoring_seconds", "seconds"}.
     "missed" counts targets that were not in the ranking: seen before (removed), or scored -inf.
-    Raises EvaluationError: no examples, an example without target, NaN or wrong-shaped scores, users twice, counts that do not fit.
+    Raises EvaluationError: no examples, an example without target, NaN or wrong-shaped scores, users twice, counts or groups that do
+    not fit.
     """
+    from asymrec.retrieval.exact import top_k
+
     started = time.perf_counter()
     train_counts = np.asarray(train_counts, np.int64)
     protocols, ks = (PROTOCOLS if history == "both" else (history,)), tuple(sorted(set(ks)))
@@ -114,6 +124,8 @@ def evaluate(
     n = len(examples.users)
     rows = max(1, min(batch, memory // (4 * n_items)))
     ranks = {protocol: np.empty(len(targets.items), np.int32) for protocol in protocols}
+    cold, cold_ranks = train_counts == 0, {protocol: [np.zeros(0, np.int32)] for protocol in protocols}
+    codes = None if groups is None else _CodeLevel(groups, targets, n_items, protocols)
     shown = {protocol: {k: np.zeros(n_items, np.int64) for k in ks} for protocol in protocols}
     sample_users = np.unique(np.linspace(0, n - 1, min(n, SAMPLE[0])).astype(np.int64))
     sample_items = np.unique(np.linspace(0, n_items - 1, min(n_items, SAMPLE[1])).astype(np.int64))
@@ -132,43 +144,56 @@ def evaluate(
             placed = dict(zip(PROTOCOLS, m.kept_and_removed(scores, part, histories)))
         except EvaluationError as error:
             raise EvaluationError(f"examples {start} to {stop - 1}: {error}") from None
+        if cold.any():
+            for protocol, values in zip(PROTOCOLS, within(scores, part, histories, cold)):
+                if protocol in protocols:
+                    cold_ranks[protocol].append(values)
         chosen = sample_users[(sample_users >= start) & (sample_users < stop)] - start
         sample.append(scores[np.ix_(chosen, sample_items)])
         for protocol in protocols:
             ranks[protocol][span] = placed[protocol]
-            lists = _lists(scores, histories if protocol == "removed" else None, min(ks[-1], n_items))
+            allowed = _allowed(scores, protocol, histories)
+            lists = top_k(allowed, min(ks[-1], n_items))[0]
             for k in ks:
                 shown[protocol][k] += m.exposure(lists, n_items, k)
+            if codes:
+                codes.place(protocol, allowed, start, stop)
     sample = np.concatenate(sample)
     found: dict[str, Any] = {"users": n, "items": n_items, "targets": len(targets.items)}
     for protocol in protocols:
-        found[protocol] = _means(ranks[protocol], targets.offsets, ks) | {"missed": int((ranks[protocol] == m.MISSED).sum())}
+        found[protocol] = m.means(ranks[protocol], targets.offsets, ks) | {"missed": int((ranks[protocol] == m.MISSED).sum())}
         for k, counts in shown[protocol].items():
             found[protocol][f"coverage@{k}"] = m.coverage(counts)
             found[protocol][f"novelty@{k}"] = m.novelty(counts, train_counts)
             found[protocol][f"gini@{k}"] = m.gini(counts)
-    found["slices"] = {
-        "popularity": _by_popularity(ranks, targets, train_counts, ks),
-        "history": _by_history(ranks, targets.offsets, np.diff(examples.histories.offsets), ks),
-    }
+    if codes:
+        found["code_level"] = codes.found(ks)
+    cold_ranks = {protocol: np.concatenate(parts) for protocol, parts in cold_ranks.items()}
+    found["slices"] = all_slices(ranks, cold_ranks, targets, train_counts, np.diff(examples.histories.offsets), ks)
     found["effective_rank"] = m.effective_rank(sample) if np.isfinite(sample).all() else None
     found |= {"scoring_seconds": scoring, "seconds": time.perf_counter() - started}
     return Evaluation(found, np.asarray(examples.users, np.int32), targets.offsets, targets.items.astype(np.int32), ranks)
 
 
-def popularity_groups(train_counts: np.ndarray) -> np.ndarray:
-    """The group of every item, an index into GROUPS: int8 [n_items].
+class _CodeLevel:
+    """Ranks of code ids, gathered batch by batch."""
 
-    Items in order of training interactions, most first (equal counts: the smaller row first). An item is head, mid or tail when the
-    interactions of the items before it make up less than one third, less than two thirds, or more of all; cold has none in training.
-    """
-    counts = np.asarray(train_counts, np.int64)
-    order = np.argsort(-counts, kind="stable")
-    before = np.cumsum(counts[order]) - counts[order]
-    groups = np.empty(len(counts), np.int8)
-    groups[order] = np.minimum(3 * before // max(counts.sum(), 1), 2)
-    groups[counts == 0] = GROUPS.index("cold")
-    return groups
+    def __init__(self, groups: np.ndarray, targets: Any, n_items: int, protocols: tuple[str, ...]):
+        groups = np.asarray(groups)
+        if groups.shape != (n_items,) or groups.dtype.kind not in "iu":
+            raise EvaluationError(f"groups must be integers [{n_items}], not {groups.dtype} {list(groups.shape)}")
+        ids, self.groups = np.unique(groups, return_inverse=True)
+        self.n = len(ids)
+        self.targets = _distinct(SimpleNamespace(offsets=targets.offsets, items=self.groups[targets.items]))
+        self.ranks = {protocol: np.empty(len(self.targets.items), np.int32) for protocol in protocols}
+
+    def place(self, protocol: str, scores: np.ndarray, start: int, stop: int) -> None:
+        offsets = self.targets.offsets[start : stop + 1]
+        part = SimpleNamespace(offsets=offsets, items=self.targets.items)
+        self.ranks[protocol][offsets[0] : offsets[-1]] = m.ranks(m.best_of_groups(scores, self.groups, self.n), part)
+
+    def found(self, ks: tuple[int, ...]) -> dict[str, Any]:
+        return {"ids": self.n} | {protocol: m.means(ranks, self.targets.offsets, ks) for protocol, ranks in self.ranks.items()}
 
 
 def _check(examples: Any, n_items: int, train_counts: np.ndarray, protocols: tuple[str, ...], ks: tuple[int, ...]) -> None:
@@ -198,49 +223,11 @@ def _distinct(sequences: Any) -> Any:
     return SimpleNamespace(offsets=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64), items=items[first])
 
 
-def _lists(scores: np.ndarray, seen: Any, k: int) -> np.ndarray:
-    """What would be shown: rows int [b, k], -1 where fewer than k items may be."""
-    from asymrec.retrieval.exact import top_k
-
-    if seen is not None:
-        scores = scores.copy()
-        scores[np.repeat(np.arange(len(scores)), np.diff(seen.offsets)), seen.items[seen.offsets[0] : seen.offsets[-1]]] = -np.inf
-    return top_k(scores, k)[0]
-
-
-def _means(ranks: np.ndarray, offsets: np.ndarray, ks: tuple[int, ...]) -> dict[str, float]:
-    return {name: float(values.mean()) for name, values in m.per_user(ranks, offsets, ks).items()}
-
-
-def _by_popularity(ranks: dict, targets: Any, train_counts: np.ndarray, ks: tuple[int, ...]) -> dict[str, Any]:
-    """Each group's targets alone, at the ranks they have in the whole catalogue; users are those with a target of the group."""
-    groups = popularity_groups(train_counts)
-    rows = np.repeat(np.arange(len(targets.offsets) - 1), np.diff(targets.offsets))
-    slices = {}
-    for index, name in enumerate(GROUPS):
-        inside = groups[targets.items] == index
-        sizes = np.bincount(rows[inside], minlength=len(targets.offsets) - 1)
-        offsets = np.concatenate([[0], np.cumsum(sizes[sizes > 0])])
-        slices[name] = {
-            "users": len(offsets) - 1,
-            "items": int((groups == index).sum()),
-            "interactions": int(train_counts[groups == index].sum()),
-        }
-        if inside.any():
-            slices[name] |= {protocol: _means(values[inside], offsets, ks) for protocol, values in ranks.items()}
-    return slices
-
-
-def _by_history(ranks: dict, offsets: np.ndarray, lengths: np.ndarray, ks: tuple[int, ...]) -> dict[str, Any]:
-    """Bins of the history's length; those without a user are left out."""
-    slices = {}
-    bins = np.searchsorted(LENGTHS, lengths, side="right") - 1
-    sizes = np.diff(offsets)
-    for index in np.unique(bins):
-        last = LENGTHS[index + 1] - 1 if index + 1 < len(LENGTHS) else None
-        name = f"{LENGTHS[index]}+" if last is None else f"{LENGTHS[index]}-{last}" if last > LENGTHS[index] else str(last)
-        inside = bins == index
-        own = np.concatenate([[0], np.cumsum(sizes[inside])])
-        chosen = np.repeat(inside, sizes)
-        slices[name] = {"users": int(inside.sum())} | {protocol: _means(values[chosen], own, ks) for protocol, values in ranks.items()}
-    return slices
+def _allowed(scores: np.ndarray, protocol: str, histories: Any) -> np.ndarray:
+    """The scores that compete: all, or with those of seen items at -inf."""
+    if protocol == "kept":
+        return scores
+    scores = scores.copy()
+    seen = histories.items[histories.offsets[0] : histories.offsets[-1]]
+    scores[np.repeat(np.arange(len(scores)), np.diff(histories.offsets)), seen] = -np.inf
+    return scores

@@ -16,6 +16,7 @@ PARTS = (
 )  # fmt: skip
 SHOWN = 10  # items of a history that an example shows before folding the rest
 
+COLD = "Cold among cold"
 EXPLAINED = {
     "Recall@k": "The share of a user's held-out items that stand among the first k recommendations, averaged over users. "
     "With one held-out item: the share of users for whom it was found.",
@@ -31,8 +32,23 @@ EXPLAINED = {
     "A held-out item that the user had before then counts as missed.",
     "Head, middle, tail, cold": "Items sorted by training interactions; the most popular that make up a third of all interactions, "
     "the next third, the rest, and items without any. A slice looks at held-out items of that kind alone, ranked among all items.",
+    COLD: "Held-out items without training interactions, ranked among such items alone: whether the model tells one new "
+    "item from another, and no longer whether it prefers new ones to known ones.",
+    "Hits by code id": "A hit when any item that shares the held-out item's code id stands in the place: what is left to do, to tell "
+    "these items apart, is not asked. Hits by item are what counts; some papers print the others.",
 }
-
+SPLITS = {
+    "leave-last-out": "Protocol: standard. Each user's last item is held out for the test, the one before it for validation.",
+    "untied": "Protocol: untied. The items of each user's last time step are held out for the test, those of the step before it for "
+    "validation; a history ends before them, so that the order inside a time step cannot be used.",
+    "time": "Protocol: time. The latest interactions of all are held out for the test, those before them for validation.",
+}
+SLICES = {
+    "popularity": "popularity of the held-out item",
+    "frequency": "training count of the held-out item",
+    "warmth": "warm and cold items",
+    "history": "length of the history",
+}
 
 CODEBOOK = {
     "energy_kept": "energy kept by the projection",
@@ -49,7 +65,8 @@ def write_report(path: str | Path, facts: dict[str, Any]) -> None:
     """Writes the page, whole or not at all. Every part of `facts` may be missing, and is then left out:
 
     - title, subtitle: str; model: the name, among `metrics`, of the model that the page is about (otherwise the first)
-    - dataset: {"name": str, "users": int, "items": int, "interactions": int, any other label: number or str, "notes": [str]}
+    - dataset: {"name": str, "users": int, "items": int, "interactions": int, any other label: number or str, "notes": [str]};
+      "split" and "part" (test or validation) say what the metrics were measured on
     - metrics: {model name: `Evaluation.metrics`}, the model and its baselines, in the order to show; five have colours of their own
     - comparisons: [{"model": name, "baseline": name, **`Comparison.dict()`}]
     - curves: [{"epoch": int, "loss": float, "ndcg": float | None, "seconds": float}], ndcg of the validation, at 10
@@ -91,7 +108,7 @@ def render(facts: dict[str, Any]) -> str:
 
 def _dataset(facts: dict) -> str:
     data = facts.get("dataset") or {}
-    known = {label: value for label, value in data.items() if label not in ("name", "notes") and value is not None}
+    known = {label: value for label, value in data.items() if label not in ("name", "notes", "part") and value is not None}
     if not known and not data.get("notes"):
         return ""
     users, items, interactions = (data.get(name) for name in ("users", "items", "interactions"))
@@ -109,7 +126,7 @@ def _accuracy(facts: dict) -> str:
     names = ("Recall", "NDCG", "MRR")
     head = "".join(f'<th class="group first" colspan="{len(ks)}">{_term(f"{name}@k", name)}</th>' for name in names)
     under = "".join(f'<th class="{"first" if at == 0 else ""}">@{cut}</th>' for _ in names for at, cut in enumerate(ks))
-    parts = []
+    parts = [_protocol(facts.get("dataset") or {})]
     for protocol in protocols(metrics):
         keys = [f"{name.lower()}@{cut}" for name in names for cut in ks]
         body = _rows(metrics, own, [(4, [found[protocol].get(key) for found in metrics.values()]) for key in keys], group=len(ks))
@@ -126,10 +143,39 @@ def _accuracy(facts: dict) -> str:
     titles = ("Coverage@k", "Novelty@k", "Gini@k", "Effective rank")
     head = "".join(f"<th>{_term(name, name.replace('@k', f'@{k}'))}</th>" for name in titles)
     parts.append(f"<h3>What is shown</h3>{_table(f'<tr><th></th>{head}</tr>', _rows(metrics, own, columns))}")
+    parts.append(_code_level(metrics, k))
     parts.append(_comparisons(facts.get("comparisons") or []))
     words = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in EXPLAINED.items())
     parts.append(f"<details><summary>How to read these numbers</summary><dl>{words}</dl></details>")
     return _section("Accuracy", "".join(parts))
+
+
+def _protocol(data: dict) -> str:
+    """What is held out, and which part of it was measured."""
+    said = SPLITS.get(data.get("split"), "")
+    if data.get("part") == "validation":
+        said += " Measured on the validation part, for tuning: the test was left alone."
+    return f'<p class="aside">{said.strip()}</p>' if said else ""
+
+
+def _code_level(metrics: dict, k: int) -> str:
+    """Hits by code id beside hits by item, of the models that have codes."""
+    known = {model: found for model, found in metrics.items() if found.get("code_level")}
+    if not known:
+        return ""
+    shared = {model: found for model, found in known.items() if found["code_level"]["ids"] < found["items"]}
+    title = f"<h3>{_term('Hits by code id')}</h3>"
+    if not shared:
+        return f'{title}<p class="aside">Every item has a code id of its own: a hit by code id is a hit by item.</p>'
+    body = ""
+    for model, found in shared.items():
+        for protocol in protocols(metrics):
+            pairs = (level[protocol].get(f"{name}@{k}") for name in ("recall", "ndcg") for level in (found, found["code_level"]))
+            cells = "".join(f"<td>{_number(value, 4)}</td>" for value in pairs)
+            ids = f"<td>{found['code_level']['ids']:,} of {found['items']:,}</td>"
+            body += f"<tr><th>{escape(model)}, history {protocol}</th>{ids}{cells}</tr>"
+    head = "".join(f"<th>{_label(f'{name}@{k}')} by {what}</th>" for name in ("recall", "ndcg") for what in ("item", "code id"))
+    return f"{title}{_table(f'<tr><th></th><th>ids of items</th>{head}</tr>', body)}"
 
 
 def _comparisons(found: list[dict]) -> str:
@@ -148,10 +194,12 @@ def _slices(facts: dict) -> str:
         return ""
     protocol, metric = protocols(metrics)[0], f"ndcg@{headline_k(metrics)}"
     first = next(found["slices"] for found in metrics.values() if found.get("slices"))
+    cold = first.get("warmth", {}).get("cold", {}).get("users")
+    kinds = [kind for kind in SLICES if kind in first and (kind != "warmth" or cold)]  # else warm items are all there is
     drawn, tables = [], []
-    for kind, title in (("popularity", "popularity of the held-out item"), ("history", "length of the history")):
-        groups = []
-        for name, part in first.get(kind, {}).items():
+    for kind in kinds:
+        groups, title = [], SLICES[kind]
+        for name, part in first[kind].items():
             each = [found.get("slices", {}).get(kind, {}).get(name, {}) for found in metrics.values()]
             if part["users"]:
                 groups.append((_slice_name(kind, name), f"{part['users']:,} users", [one.get(protocol, {}).get(metric) for one in each]))
@@ -161,7 +209,8 @@ def _slices(facts: dict) -> str:
             tables.append(_slice_table(metrics, kind, first[kind], metric, title))
     if not drawn:
         return ""
-    aside = f'<p class="aside">{_label(metric)} with history {protocol}. {escape(EXPLAINED["Head, middle, tail, cold"])}</p>'
+    words = EXPLAINED["Head, middle, tail, cold"] + (f" {COLD}: {EXPLAINED[COLD]}" if "warmth" in kinds else "")
+    aside = f'<p class="aside">{_label(metric)} with history {protocol}. {escape(words)}</p>'
     details = f"<details><summary>The same as tables</summary>{''.join(tables)}</details>"
     return _section("For whom, and on what", f'{aside}{charts.legend(list(metrics))}<div class="pair">{"".join(drawn)}</div>{details}')
 
@@ -169,7 +218,7 @@ def _slices(facts: dict) -> str:
 def _slice_table(metrics: dict, kind: str, parts: dict, metric: str, title: str) -> str:
     shown = [(model, protocol) for model in metrics for protocol in protocols(metrics)]
     head = "".join(f"<th>{escape(model)}, {protocol}</th>" for model, protocol in shown)
-    extra = "<th>items</th><th>interactions</th>" if kind == "popularity" else ""
+    extra = "" if kind == "history" else "<th>items</th><th>interactions</th>"
     body = ""
     for name, part in parts.items():
         cells = "".join(
@@ -349,4 +398,5 @@ def _term(name: str, shown: str | None = None) -> str:
 
 
 def _slice_name(kind: str, name: str) -> str:
-    return {"mid": "middle"}.get(name, name) if kind == "popularity" else f"{name} items".replace("-", "–")
+    unit = {"history": " items", "frequency": " times"}.get(kind, "")
+    return {"mid": "middle", "cold_only": "cold among cold"}.get(name, name.replace("-", "–") + unit)

@@ -58,8 +58,9 @@ def percent(value: float) -> str:
 
 
 def _opening(facts: dict, own: str, found: dict, recall: float, k: int) -> str:
-    name = (facts.get("dataset") or {}).get("name")
-    place = f"On {name}, {own}" if name else own
+    data = facts.get("dataset") or {}
+    name, part = data.get("name"), "the validation part of " if data.get("part") == "validation" else ""
+    place = f"On {part}{name}, {own}" if name else own
     users, among = f"{found['users']:,} users", f"among its first {k} of {found['items']:,}"
     if found["targets"] == found["users"]:
         return f"{place} puts the held-out item {among} for {percent(recall)} of {users}."

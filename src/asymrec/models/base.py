@@ -42,6 +42,7 @@ class Recommender:
 
     name: ClassVar[str]
     defaults: ClassVar[dict[str, Any]] = {}  # settings whose default is another one for this model, by leaf name
+    space: ClassVar[dict[str, list[Any]]] = {}  # what a benchmark tries when it tunes this model, by leaf name
     recipe: Recipe
     dataset: Dataset
 
@@ -51,7 +52,9 @@ class Recommender:
 
     def __init__(self, recipe: Recipe | None = None, **settings: Any):
         given = Recipe.of(recipe.model_dump(exclude_unset=True) if recipe else None, **settings)
-        self.recipe = given.over(self.defaults)
+        self.recipe = given.over(Recipe.of(None, **self.defaults))
+
+    logits: ClassVar[bool] = False  # scores are logits; else amounts, of which below 0 is none
 
     def reads_vectors(self) -> bool:
         """Whether `fit` wants the items' vectors."""
@@ -92,7 +95,7 @@ class Recommender:
     def fit(self, dataset: Dataset, split: Split | None = None, **options: Any) -> Recommender:
         """Learn from the training part of `split` (by default the recipe's split of `dataset`)."""
         data = self.recipe.data
-        split = split or dataset.split(data.split, data.validation_share, data.test_share)
+        split = split or dataset.split(data.split, data.validation_share, data.test_share, self.recipe.training.seed)
         self._fit(dataset, split, **options)
         self.dataset = dataset
         return self
