@@ -49,6 +49,9 @@ class VectorsConfig(Section):
     )
     encoder: str = Field("minilm", description="`minilm`, `hashed` (no language model), a model folder, or a sentence-transformers name")
     views: tuple[str, ...] = Field((), description="further vectors: list columns of the item table, or .npy/.parquet/.safetensors files")
+    collaborative: int = Field(
+        0, ge=0, multiple_of=2, description="width of a further view, made from the training interactions; 0: none"
+    )
     max_tokens: int = Field(128, ge=8, description="tokens of the text that the encoder reads")
 
 
@@ -105,7 +108,9 @@ class NetworkConfig(Section):
     ffn: int = Field(1024, ge=8, description="inner width of the feed-forward layers")
     dropout: float = Field(0.5, ge=0, lt=1, description="on embeddings, attention and feed-forward")
     head_width: int | None = Field(None, ge=1, description="width of an attention head; by default width / heads")
-    read: Literal["vectors", "codes"] = Field("vectors", description="asymrec: an item is read as its vector (MSP), or as its codes")
+    read: Literal["vectors", "codes", "both"] = Field(
+        "vectors", description="asymrec: an item is read as its vector (MSP), as its codes, or as the sum of both"
+    )
     write: Literal["codes", "vectors"] = Field("codes", description="asymrec: what is written: the item's codes, or its vector")
     experts: int = Field(3, ge=1, description="E, experts of MSP")
     expert_width: int | None = Field(None, ge=1, description="inner width of each expert; by default d_model")

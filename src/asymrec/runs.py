@@ -104,14 +104,15 @@ def fit_run(
     precision = str(choose_precision(recipe.training.precision, choose_device(recipe.training.device))).removeprefix("torch.")
     for note in dataset.notes:
         listener.stage(f"note: {note}")
-    if left_out := split_of(dataset, recipe).left_out:
+    split = split_of(dataset, recipe)
+    if left_out := split.left_out:
         untied = recipe.data.split == "untied"
         why = "fewer than three times: trained on, not tested" if untied else "too few interactions for the split: only recommended to"
         listener.stage(f"note: {left_out:,} of {dataset.n_users:,} users have {why}")
     vectors = None
     if recommender.reads_vectors():
         clock.stage(f"vectors of {dataset.n_items:,} items")
-        vectors = item_vectors(dataset, recipe.vectors)
+        vectors = item_vectors(dataset, recipe.vectors, split.train)
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"precision": precision})})
     work = _Work(recommender.name, recipe, dataset, vectors, _name(data), on or "test")

@@ -12,7 +12,7 @@ What differs from the paper:
 - Retrieval is exact: every item is scored, where the paper searches a graph.
 - Biases of codes, averaged weights and the settings the paper leaves open are ours; `docs/configuration.md` lists them.
 
-Ablations are settings, each with a preset of its name: `read=codes` reads an item as the mean of its code embeddings, `write=vectors`
+Ablations are settings, each with a preset of its name: `read=codes` reads an item as the sum of its code embeddings, `write=vectors`
 compares the state with the item's own continuous vector instead of its codes.
 """
 
@@ -56,11 +56,12 @@ class Network(CatalogueNetwork):
         super().__init__(decoder, training.temperature, net.repeat)
         self.register_buffer("vectors", vectors, persistent=False)
         self.register_buffer("codes", codes.int(), persistent=False)
-        if net.read == "vectors":
+        self.msp = self.embedding = None
+        if net.read != "codes":
             self.msp = MSP(vectors.shape[1], net.width, net.experts, inner=net.expert_width)
             self.msp.standardise(vectors[trained])
-        else:
-            self.embedding = nn.Parameter(torch.randn(codes.shape[1], words, net.width))
+        if net.read != "vectors":
+            self.embedding = nn.Parameter(torch.randn(codes.shape[1], words, net.width) * codes.shape[1] ** -0.5)
             self.sum = CodeSum(codes, words)
         self.norm = nn.LayerNorm(net.width)
         if training.objective == "heads":
@@ -72,9 +73,12 @@ class Network(CatalogueNetwork):
             self.head = CatalogueHead(codes, words, net.width, training.temperature)
 
     def read(self, items: Tensor) -> Tensor:
-        if hasattr(self, "msp"):
-            return self.norm(self.msp(self.vectors[items]).float())
-        return self.norm(self.sum(self.embedding, items))
+        parts = []
+        if self.msp is not None:
+            parts.append(self.msp(self.vectors[items]).float())
+        if self.embedding is not None:
+            parts.append(self.sum(self.embedding, items))
+        return self.norm(sum(parts))
 
 
 class AsymRec(CatalogueModel):

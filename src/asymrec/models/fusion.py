@@ -82,7 +82,7 @@ class Fusion(Recommender):
         """Fit the parts one after another, then choose the weights. Arguments and errors are those of the parts."""
         vectors = None if vectors is None else checked(vectors, dataset.n_items)
         if vectors is None and self.reads_vectors():
-            vectors = item_vectors(dataset, self.recipe.vectors)
+            vectors = item_vectors(dataset, self.recipe.vectors, split.train)
         self.log = []
         for number, (spec, part) in enumerate(zip(self.recipe.fusion.parts, self.parts), 1):
             listener.stage(f"part {number} of {len(self.parts)}: {spec}")

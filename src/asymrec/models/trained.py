@@ -112,7 +112,7 @@ class Trained(Recommender):
         found = prepared.load() if prepared else None
         if found is None:
             if vectors is None and self.reads_vectors():
-                vectors = item_vectors(dataset, recipe.vectors)
+                vectors = item_vectors(dataset, recipe.vectors, split.train)
             found = self._prepare(vectors if self.reads_vectors() else None, self._counts, listener)
             if prepared:
                 prepared.save(*found)

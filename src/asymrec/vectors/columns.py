@@ -14,19 +14,25 @@ from asymrec.config import VectorsConfig
 from asymrec.data.columns import find_column, id_keys, normal_keys
 from asymrec.data.tables import read_table
 from asymrec.errors import DataError, VectorError
+from asymrec.vectors.collaborative import collaborative_vectors
 from asymrec.vectors.text import item_texts, text_columns, text_vectors
 
 if TYPE_CHECKING:
+    from asymrec.data import Sequences
     from asymrec.data.dataset import Dataset
 
 SUFFIXES = (".npy", ".parquet", ".safetensors")
 
 
-def item_vectors(dataset: Dataset, config: VectorsConfig, cache: bool = True, progress: bool = True) -> np.ndarray:
+def item_vectors(
+    dataset: Dataset, config: VectorsConfig, train: Sequences | None = None, cache: bool = True, progress: bool = True
+) -> np.ndarray:
     """float32 [n_items, d]: the text view and the further views side by side, each scaled to a mean norm of 1.
 
+    train: the sequences of training, which collaborative vectors are made from where `collaborative` asks for them.
     Without a column of text, or with `text: []`, the views alone. With neither, columns of lists of whole numbers (attributes, codes of
-    another model) are embedded as bags of features, said aloud. Raises VectorError: nothing of all that; a view that cannot be used.
+    another model) are embedded as bags of features, said aloud; without those, collaborative vectors are all there is.
+    Raises VectorError: nothing of all that; a view that cannot be used; no training sequences for collaborative vectors.
     """
     items = dataset.items
     columns = config.text
@@ -35,15 +41,22 @@ def item_vectors(dataset: Dataset, config: VectorsConfig, cache: bool = True, pr
     views = {}
     if not columns and not config.views:
         codes = [field.name for field in items.schema if _is_codes(field.type)] if config.text is None else []
-        if not codes:
+        if codes:
+            warnings.warn(f"items have no text: their vectors are made from the codes in {', '.join(codes)}", stacklevel=2)
+            views["codes"] = _from_codes([items[name].to_pylist() for name in codes])
+        elif not config.collaborative:
             raise VectorError("items have neither text nor vectors: give a column of text (`text`), or vectors (`views`)")
-        warnings.warn(f"items have no text: their vectors are made from the codes in {', '.join(codes)}", stacklevel=2)
-        views["codes"] = _from_codes([items[name].to_pylist() for name in codes])
     if columns:
         texts = item_texts(items, columns)
         views["text"] = text_vectors(texts, config.encoder, config.max_tokens, cache=cache, progress=progress)
     for spec in config.views:
         views[spec] = read_view(spec, dataset)
+    if config.collaborative:
+        if train is None:
+            raise VectorError("collaborative vectors need the training sequences (`train`)")
+        made = collaborative_vectors(train, dataset.n_items, config.collaborative)
+        if made.any() or not views:  # no two interactions of a user: nothing is told, which is no error where there is text
+            views["collaborative"] = made
     return np.concatenate([_scaled(vectors, name) for name, vectors in views.items()], axis=1)
 
 
