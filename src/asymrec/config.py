@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from asymrec.errors import ConfigError
 
@@ -82,7 +82,7 @@ class OPQConfig(Section):
 
     opq_codes: int = Field(32, ge=1, description="codes an item; fewer where the vectors are narrower")
     opq_codewords: int = Field(256, ge=2, le=65536, description="codewords in each codebook")
-    opq_components: int | None = Field(None, ge=1, description="principal components kept, whitened; by default all that make a multiple of the codes")
+    opq_components: int | None = Field(None, ge=1, description="components kept, whitened; by default all that make a multiple of the codes")
     opq_rounds: int = Field(20, ge=0, description="rounds of codebooks and rotation; 0: no rotation, plain product quantization")
 
 
@@ -92,11 +92,11 @@ class RQVAEConfig(Section):
     rqvae_levels: int = Field(3, ge=1, description="residual levels")
     rqvae_codewords: int = Field(256, ge=2, le=65536, description="codewords a level")
     latent: int = Field(32, ge=1, description="width of what is quantized")
-    hidden: tuple[int, ...] = Field((512, 256, 128), description="widths of the encoder's layers; the decoder's are the same, backwards")
+    hidden: tuple[PositiveInt, ...] = Field((512, 256, 128), description="widths of the encoder's layers; the decoder's are the same, backwards")
     commitment: float = Field(0.25, ge=0, description="beta: weight of the commitment loss")
-    rqvae_epochs: int | None = Field(None, ge=0, description="passes over the items; by default as many as make 8,000 steps")
-    rqvae_batch: int = Field(1024, ge=1, description="items a step")
-    rqvae_rate: float = Field(1e-3, gt=0, description="learning rate of AdamW")
+    rqvae_epochs: int | None = Field(None, ge=0, description="passes over the items; by default as many as make 4,000 steps")
+    rqvae_batch: int = Field(256, ge=1, description="items a step")
+    rqvae_rate: float = Field(2e-3, gt=0, description="learning rate of AdamW")
 
 
 class NetworkConfig(Section):
@@ -109,7 +109,7 @@ class NetworkConfig(Section):
     dropout: float = Field(0.5, ge=0, lt=1, description="on embeddings, attention and feed-forward")
     head_width: int | None = Field(None, ge=1, description="width of an attention head; by default width / heads")
     read: Literal["vectors", "codes", "both"] = Field(
-        "vectors", description="asymrec: an item is read as its vector (MSP), as its codes, or as the sum of both"
+        "both", description="asymrec: an item is read as its vector (MSP), as its codes, or as the sum of both"
     )
     write: Literal["codes", "vectors"] = Field("codes", description="asymrec: what is written: the item's codes, or its vector")
     experts: int = Field(3, ge=1, description="E, experts of MSP")
@@ -121,6 +121,17 @@ class NetworkConfig(Section):
         None, ge=1, description="most recent items of a history that the model reads; by default what holds 95 % of the users, 50 to 200"
     )
     beam: int = Field(50, ge=1, description="tiger: sequences of codes kept while an item is written")
+
+
+class DecodingConfig(Section):
+    """How RPG finds items by their codes."""
+
+    decode: Literal["exact", "graph"] = Field(
+        "exact", description="score every item; or search a graph of similar items, where what is not visited is never recommended"
+    )
+    graph_neighbours: int = Field(50, ge=1, description="items that each item points to")
+    graph_beam: int = Field(50, ge=1, description="items kept from step to step, and drawn to start with")
+    graph_steps: int = Field(5, ge=1, description="how often the neighbours of the items kept are scored")
 
 
 class TrainingConfig(Section):
@@ -152,7 +163,7 @@ class TrainingConfig(Section):
 class ClassicConfig(Section):
     """Models that count instead of training: itemknn, counts, ease."""
 
-    recency: float = Field(0.8, gt=0, le=1, description="an item of the history weighs less by this factor for each one after it; 1: all alike")
+    recency: float = Field(0.8, gt=0, le=1, description="an item of the history weighs less by this factor for each one after it; 1: alike")
     neighbours: int = Field(200, ge=1, description="itemknn: most similar items kept of each item")
     window: int = Field(50, ge=1, description="counts: how far apart in a history two items are a pair")
     gap: float = Field(0.9, gt=0, le=1, description="counts: a pair counts less by this factor for every item between the two")
@@ -182,6 +193,7 @@ class Recipe(Section):
     opq: OPQConfig = OPQConfig()
     rqvae: RQVAEConfig = RQVAEConfig()
     network: NetworkConfig = NetworkConfig()
+    decoding: DecodingConfig = DecodingConfig()
     training: TrainingConfig = TrainingConfig()
     classic: ClassicConfig = ClassicConfig()
     fusion: FusionConfig = FusionConfig()

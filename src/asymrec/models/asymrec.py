@@ -8,12 +8,14 @@ first and frozen, then the recommender learns the codes of the next item at ever
 What differs from the paper:
 - `objective=catalogue` (default): the softmax runs over items instead of over each head's codewords, see `nn/heads.py`.
   `objective=heads` is the paper's; the preset `paper` sets all of its choices.
+- `read=both` (default): beside the vector through MSP an item's codes are read as well, through the table that they are written with.
+  `read=vectors` is the paper's asymmetry, preset `continuous-input`.
 - `repeat`, one learned number for items that the history already holds, see `models/catalogue.py`.
 - Retrieval is exact: every item is scored, where the paper searches a graph.
 - Biases of codes, averaged weights and the settings the paper leaves open are ours; `docs/configuration.md` lists them.
 
-Ablations are settings, each with a preset of its name: `read=codes` reads an item as the sum of its code embeddings, `write=vectors`
-compares the state with the item's own continuous vector instead of its codes.
+Ablations are settings, each with a preset: `read=codes` reads an item as the sum of its code embeddings alone, `write=vectors` compares
+the state with the item's own continuous vector instead of its codes.
 """
 
 from __future__ import annotations
@@ -60,9 +62,6 @@ class Network(CatalogueNetwork):
         if net.read != "codes":
             self.msp = MSP(vectors.shape[1], net.width, net.experts, inner=net.expert_width)
             self.msp.standardise(vectors[trained])
-        if net.read != "vectors":
-            self.embedding = nn.Parameter(torch.randn(codes.shape[1], words, net.width) * codes.shape[1] ** -0.5)
-            self.sum = CodeSum(codes, words)
         self.norm = nn.LayerNorm(net.width)
         if training.objective == "heads":
             inner = None if net.linear_heads else net.inner
@@ -71,13 +70,18 @@ class Network(CatalogueNetwork):
             self.head = VectorHead(vectors - vectors[trained].mean(0), net.width, training.temperature)
         else:
             self.head = CatalogueHead(codes, words, net.width, training.temperature)
+        self.reads_codes = net.read != "vectors"
+        if self.reads_codes and not isinstance(self.head, CatalogueHead):
+            self.embedding = nn.Parameter(torch.randn(codes.shape[1], words, net.width) * (codes.shape[1] * net.width) ** -0.5)
+            self.sum = CodeSum(codes, words)
 
     def read(self, items: Tensor) -> Tensor:
         parts = []
         if self.msp is not None:
             parts.append(self.msp(self.vectors[items]).float())
-        if self.embedding is not None:
-            parts.append(self.sum(self.embedding, items))
+        if self.reads_codes:
+            codes = self.head.vectors(items) if self.embedding is None else self.sum(self.embedding, items)
+            parts.append(codes * codes.shape[1] ** 0.5)  # entries about as large as MSP's
         return self.norm(sum(parts))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +27,7 @@ from asymrec.files import atomic, checksum, recover
 from asymrec.retrieval.exact import top_k
 from asymrec.version import __version__
 
-FORMAT = 1  # of a run folder; raise it with every change that an older reader would misread
+FORMAT = 2  # of a run folder; raise it with every change that an older reader would misread
 SCORES_AT_ONCE = 1 << 26  # users x items whose scores exist at one time: 256 MiB
 
 MODELS: dict[str, type[Recommender]] = {}
@@ -106,6 +107,7 @@ class Recommender:
         k: int = 10,
         *,
         users: Sequence[Any] | None = None,
+        times: Sequence[Sequence[int]] | None = None,
         exclude_seen: bool = True,
         only: Sequence[Any] | None = None,
         exclude: Sequence[Any] | None = None,
@@ -116,18 +118,19 @@ class Recommender:
             histories: item ids, oldest first; may be empty lists.
             k: at least 1.
             users: user ids, instead of histories: all that the data set holds of them.
+            times: of the histories' items, in the data set's unit (`dataset.time_unit`), for models that read times; None: not known.
             exclude_seen: leave out the items of the history.
             only: item ids that may be recommended; all when None.
             exclude: item ids that may not.
         Returns:
             ids and scores, best first; fewer than k where fewer are allowed. Equal scores: the earlier row of the item table.
         Raises:
-            UnknownIdError: a user or item that the data set does not hold. ConfigError: k below 1, or both or none of
-            histories and users.
+            UnknownIdError: a user or item that the data set does not hold. ConfigError: k below 1, both or none of histories and
+            users, times that do not fit the histories.
         """
         if k < 1:
             raise ConfigError(f"k must be at least 1, not {k}")
-        rows = self._histories(histories, users)
+        rows = self._histories(histories, users, times)
         allowed = np.full(self.dataset.n_items, only is None)
         if only is not None:
             allowed[self.dataset.item_rows(only)] = True
@@ -148,18 +151,25 @@ class Recommender:
                 scores.append(value[found].tolist())
         return ids, scores
 
-    def score(self, histories: Sequence[Sequence[Any]], items: Sequence[Any]) -> np.ndarray:
-        """Scores of the given items for each history: float32 [len(histories), len(items)]. Raises UnknownIdError."""
+    def score(
+        self, histories: Sequence[Sequence[Any]], items: Sequence[Any], times: Sequence[Sequence[int]] | None = None
+    ) -> np.ndarray:
+        """Scores of the given items for each history: float32 [len(histories), len(items)]. `times` and errors as in `recommend`."""
         columns = self.dataset.item_rows(items)
-        return np.asarray(self.scores(self._histories(histories, None)))[:, columns]
+        return np.asarray(self.scores(self._histories(histories, None, times)))[:, columns]
 
-    def _histories(self, histories: Sequence[Sequence[Any]] | None, users: Sequence[Any] | None) -> Sequences:
+    def _histories(
+        self, histories: Sequence[Sequence[Any]] | None, users: Sequence[Any] | None, times: Sequence[Sequence[int]] | None
+    ) -> Sequences:
         if (histories is None) == (users is None):
             raise ConfigError("give either histories or users")
         if users is not None:
+            if times is not None:
+                raise ConfigError("times go with histories; those of users are known")
             return self.dataset.sequences.take(self.dataset.user_rows(users))
         flat = self.dataset.item_rows([item for history in histories for item in history])
-        return Sequences.of(np.split(flat, np.cumsum([len(history) for history in histories])[:-1]) if len(histories) else [])
+        rows = Sequences.of(np.split(flat, np.cumsum([len(history) for history in histories])[:-1]) if len(histories) else [])
+        return rows if times is None else replace(rows, times=_times(times, rows))
 
     def save(self, folder: str | Path) -> None:
         """Write all that `load` needs into a folder; one that is there is replaced as a whole or not at all. Raises RunError."""
@@ -209,6 +219,24 @@ class Recommender:
         except (OSError, ValueError, KeyError, RuntimeError, pa.ArrowException, SafetensorError) as error:
             raise RunError(f"cannot read {folder}, written by asymrec {manifest['asymrec']}: {error}") from None
         return model
+
+
+def _times(times: Sequence[Sequence[int]], histories: Sequences) -> np.ndarray:
+    """int64 [total], flat as the histories. Raises ConfigError: not a whole number for every item, or a smaller one after a larger."""
+    if len(times) != len(histories):
+        raise ConfigError(f"times are given for {len(times)} histories of {len(histories)}")
+    flat = np.zeros(len(histories.items), np.int64)
+    for number, part in enumerate(times):
+        begin, end = histories.offsets[number : number + 2]
+        if len(part) != end - begin:
+            raise ConfigError(f"history {number} has {end - begin} items and {len(part)} times")
+        when = np.asarray(part)
+        if len(part) and (when.ndim != 1 or when.dtype.kind not in "iu"):
+            raise ConfigError(f"times of history {number} must be whole numbers, not {when.dtype}")
+        flat[begin:end] = when
+        if (np.diff(flat[begin:end]) < 0).any():
+            raise ConfigError(f"times of history {number} must not fall: the oldest item comes first")
+    return flat
 
 
 def check_format(what: str, form: Any, version: str) -> None:

@@ -177,7 +177,7 @@ class Trained(Recommender):
     def restore(self, tensors: dict[str, Tensor], vectors: np.ndarray | None, codes: np.ndarray | None) -> None:
         self._popularity = tensors["popularity"].numpy()
         self._counts = np.rint(np.expm1(self._popularity)).astype(np.int64)
-        self.history = int(tensors["history"]) if "history" in tensors else self.recipe.network.history
+        self.history = int(tensors["history"])
         own = {name: tensor for name, tensor in tensors.items() if name not in OWN and not name.startswith("network.")}
         arrays = {name: torch.from_numpy(array) for name, array in zip(CATALOGUE, (vectors, codes)) if array is not None}
         self._keep(own | arrays, {})

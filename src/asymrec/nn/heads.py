@@ -49,9 +49,13 @@ class CatalogueHead(nn.Module):
         self.sum = CodeSum(codes, words)
         self.temperature = temperature
 
+    def vectors(self, rows: Tensor | None = None) -> Tensor:
+        """The sum of an item's code embeddings, of all items or of some rows: [items, width]."""
+        return self.sum(self.embedding, rows)
+
     def items(self, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Of all items, or of some rows: vectors of length 1 [items, width] and biases [items]."""
-        return unit(self.sum(self.embedding, rows), self.temperature), self.sum(self.bias, rows).squeeze(-1)
+        return unit(self.vectors(rows), self.temperature), self.sum(self.bias, rows).squeeze(-1)
 
     def query(self, states: Tensor) -> Tensor:
         """What is multiplied with the items' vectors."""
