@@ -163,7 +163,7 @@ class TrainingConfig(Section):
 class ClassicConfig(Section):
     """Models that count instead of training: itemknn, counts, ease."""
 
-    recency: float = Field(0.8, gt=0, le=1, description="an item of the history weighs less by this factor for each one after it; 1: alike")
+    recency: float = Field(0.8, gt=0, le=1, description="an item of the history weighs less by this factor for each one after; 1: alike")
     neighbours: int = Field(200, ge=1, description="itemknn: most similar items kept of each item")
     window: int = Field(50, ge=1, description="counts: how far apart in a history two items are a pair")
     gap: float = Field(0.9, gt=0, le=1, description="counts: a pair counts less by this factor for every item between the two")
