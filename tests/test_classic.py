@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics.pairwise import cosine_similarity
 
 from asymrec import EASE, Counts, Dataset, ItemKNN, machine
-from asymrec.data import Sequences
+from asymrec.data import Sequences, pairs
 from asymrec.errors import ConfigError, DataError
 from asymrec.models import classic
 
@@ -66,7 +66,7 @@ def test_counts_are_what_loops_count(dataset, settings):
 
 def test_counts_of_long_histories_come_in_pieces(dataset, monkeypatch):
     whole = Counts().fit(dataset).table
-    monkeypatch.setattr(classic, "PAIRS_AT_ONCE", 100)
+    monkeypatch.setattr(pairs, "PAIRS_AT_ONCE", 100)
     np.testing.assert_allclose(Counts().fit(dataset).table.toarray(), whole.toarray(), rtol=1e-6)
 
 

@@ -75,7 +75,13 @@ def fit(
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="Run folder to write.", show_default=False)] = ...,
     items: Annotated[Path | None, typer.Option(metavar="FILE", help="Item table, where DATA is a file.")] = None,
-    model: Annotated[str | None, typer.Option(metavar="NAME", help="asymrec (default), fusion, sasrec, sasrec+content, hstu, rpg, tiger, counts, ease, itemknn, popularity.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="asymrec (default), fusion, sasrec, sasrec+content, hstu, rpg, tiger, counts, ease, itemknn or popularity.",
+        ),
+    ] = None,
     config: Annotated[str | None, typer.Option(metavar="FILE", help="Settings as YAML, or a preset such as paper.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be repeated.")] = None,
     user_column: Annotated[str | None, typer.Option(metavar="C", help="Column of the user id.")] = None,
