@@ -42,6 +42,15 @@ def test_every_history_lies_whole_in_one_row(histories, width, random):
     assert used.any(axis=1).all()
 
 
+def test_times_lie_where_their_items_lie():
+    histories, times = [[1, 2, 3], [], [4], [5, 6, 7, 8]], [[10, 20, 20], [], [7], [-3, 0, 5, 9]]
+    packed = pack(Sequences.of(histories, times), np.array([3, 0, 2, 1, 0]), 3)
+    assert packed.times.dtype == np.int64 and packed.times.shape == packed.items.shape
+    assert packed.times.reshape(-1)[packed.places].tolist() == [0, 5, 9, 10, 20, 20, 7, 10, 20, 20]
+    assert (packed.times[packed.items < 0] == 0).all() and (packed.items < 0).any()
+    assert pack(Sequences.of(histories), None, 3).times is None
+
+
 @given(st.lists(st.integers(0, 9), max_size=30))
 def test_placing_is_best_fit_decreasing(lengths):
     """Against the textbook's loop over all open rows."""

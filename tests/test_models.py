@@ -6,24 +6,42 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from asymrec import AsymRec, Dataset, ItemKNN, Popularity, Recommender
+from asymrec import EASE, AsymRec, Counts, Dataset, ItemKNN, Popularity, Recommender
 from asymrec.data import Sequences
 from asymrec.errors import ConfigError, DataError, RunError, UnknownIdError, VectorError
 from asymrec.evaluation import evaluate
-from asymrec.models.asymrec import _pieces
+from asymrec.models import HSTU, RPG, Fusion, SASRec, SASRecContent, Tiger
+from asymrec.models.trained import cut
 
 SMALL = {
     "width": 16, "ffn": 32, "heads": 2, "layers": 1, "facets": 4, "levels": 2, "codewords": 16, "quantizer_epochs": 1,
     "epochs": 2, "batch": 256, "dropout": 0.1, "encoder": "hashed", "learning_rate": 5e-3, "inner": 8, "precision": "float32",
 }  # fmt: skip
+RPG_SMALL = {"opq_codes": 8, "opq_codewords": 16, "opq_rounds": 2}
+TIGER_SMALL = {"head_width": 8, "rqvae_codewords": 16, "rqvae_epochs": 20, "hidden": [32], "latent": 8, "batch": 32, "learning_rate": 1e-2}
 MODELS = {
     "asymrec": lambda **s: AsymRec(**SMALL | s),
     "asymrec-heads": lambda **s: AsymRec(**SMALL | {"objective": "heads", "repeat": False} | s),
     "asymrec-sampled": lambda **s: AsymRec(**SMALL | {"full_softmax": 0, "negatives": 24} | s),
+    "asymrec-codes": lambda **s: AsymRec(**SMALL | {"read": "codes"} | s),
+    "asymrec-continuous-input": lambda **s: AsymRec(**SMALL | {"read": "vectors"} | s),
+    "asymrec-vectors": lambda **s: AsymRec(**SMALL | {"write": "vectors", "temperature": None} | s),
+    "asymrec-linear": lambda **s: AsymRec(**SMALL | {"objective": "heads", "linear_heads": True} | s),
+    "hstu": lambda **s: HSTU(**SMALL | s),
+    "sasrec": lambda **s: SASRec(**SMALL | s),
+    "sasrec-gbce": lambda **s: SASRec(**SMALL | {"objective": "gbce", "negatives": 16, "temperature": None} | s),
+    "sasrec+content": lambda **s: SASRecContent(**SMALL | s),
+    "rpg": lambda **s: RPG(**SMALL | RPG_SMALL | s),
+    "rpg-graph": lambda **s: RPG(**SMALL | RPG_SMALL | {"decode": "graph", "graph_beam": 60} | s),  # as wide as the catalogue
+    "tiger": lambda **s: Tiger(**SMALL | TIGER_SMALL | s),
+    "fusion": lambda **s: Fusion(**SMALL | {"parts": ["asymrec", "itemknn", "sasrec:no-repeat"]} | s),
+    "fusion-ranks": lambda **s: Fusion(**SMALL | {"parts": ["sasrec", "itemknn"], "fuse": "ranks"} | s),
     "popularity": lambda **s: Popularity(**s),
     "itemknn": lambda **s: ItemKNN(**s),
+    "counts": lambda **s: Counts(**s),
+    "ease": lambda **s: EASE(**s),
 }
-TRAINED = [name for name in MODELS if name.startswith("asymrec")]
+TRAINED = [name for name in MODELS if name.startswith(("asymrec", "fusion", "hstu", "rpg", "sasrec", "tiger"))]
 
 
 def tables(n_users=120, n_items=60, seed=0):
@@ -103,8 +121,9 @@ class TestContract:
 
     def test_users_are_their_sequences(self, fitted, dataset, name):
         model = fitted(name)
-        history = dataset.item_ids.take(pa.array(dataset.sequences[4])).to_pylist()
-        assert model.recommend(users=[dataset.user_ids[4].as_py()]) == model.recommend([history])
+        sequence = dataset.sequences.take([4])
+        history = dataset.item_ids.take(pa.array(sequence.items)).to_pylist()
+        assert model.recommend(users=[dataset.user_ids[4].as_py()]) == model.recommend([history], times=[sequence.times])
 
     def test_unknown_and_impossible_requests_are_refused(self, fitted, name):
         model = fitted(name)
@@ -118,6 +137,16 @@ class TestContract:
             model.recommend([["i1"]], k=0)
         with pytest.raises(ConfigError):
             model.recommend()
+        for times, message in (
+            ([[1, 2]], "times are given for 1 histories of 2"),
+            ([[1], []], "history 0 has 2 items and 1 times"),
+            ([[1, 2.5], []], "history 0 must be whole numbers, not float64"),
+            ([[2, 1], []], "history 0 must not fall"),
+        ):
+            with pytest.raises(ConfigError, match=message):
+                model.recommend([["i1", "i2"], []], times=times)
+        with pytest.raises(ConfigError, match="times go with histories"):
+            model.recommend(users=["u1"], times=[[1]])
 
     def test_a_saved_model_is_the_same_model(self, fitted, tmp_path, name):
         model = fitted(name)
@@ -164,12 +193,6 @@ class TestTrained:
         np.testing.assert_array_equal(straight.scores(dataset.sequences), resumed.scores(dataset.sequences))
         assert [e["loss"] for e in straight.log] == [e["loss"] for e in resumed.log]
 
-    def test_only_the_last_items_of_a_long_history_are_read(self, dataset, name):
-        model = MODELS[name](history=4, epochs=1, repeat=False).fit(dataset)
-        rng = np.random.default_rng(0)
-        long = rng.integers(dataset.n_items, size=300).astype(np.int32)
-        np.testing.assert_allclose(model.scores(Sequences.of([long])), model.scores(Sequences.of([long[-4:]])), rtol=1e-4, atol=1e-4)
-
     def test_vectors_that_do_not_fit_are_refused(self, dataset, name):
         with pytest.raises(VectorError, match="59 vectors for 60 items"):
             MODELS[name]().fit(dataset, vectors=np.ones((59, 8)))
@@ -177,6 +200,14 @@ class TestTrained:
         bad[17, 2] = np.nan
         with pytest.raises(VectorError, match="row 17"):
             MODELS[name]().fit(dataset, vectors=bad)
+
+
+@pytest.mark.parametrize("name", [name for name in TRAINED if not name.startswith("fusion")])  # whose parts may count the whole history
+def test_only_the_last_items_of_a_long_history_are_read(dataset, name):
+    model = MODELS[name](history=4, epochs=1, repeat=False).fit(dataset)
+    rng = np.random.default_rng(0)
+    long = rng.integers(dataset.n_items, size=300).astype(np.int32)
+    np.testing.assert_allclose(model.scores(Sequences.of([long])), model.scores(Sequences.of([long[-4:]])), rtol=1e-4, atol=1e-4)
 
 
 def test_a_repeated_item_is_learned_to_be_rare_or_common():
@@ -193,7 +224,7 @@ def test_a_repeated_item_is_learned_to_be_rare_or_common():
 
 def test_pieces_make_every_item_but_the_first_a_target_once():
     sequences = Sequences.of([np.arange(n) + 100 * n for n in (1, 2, 5, 6, 11, 12)])
-    pieces = _pieces(sequences, 5)
+    pieces = cut(sequences, 5)
     targets = [item for i in range(len(pieces)) for item in pieces[i][1:].tolist()]
     assert sorted(targets) == sorted(item for i in range(len(sequences)) for item in sequences[i][1:].tolist())
     assert pieces.lengths.max() == 6 and pieces.lengths.min() >= 2

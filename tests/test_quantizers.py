@@ -7,13 +7,31 @@ import pytest
 import torch
 
 from asymrec.errors import AsymrecError, QuantizerError, VectorError
-from asymrec.quantize import MHQ
+from asymrec.quantize import MHQ, RQVAE, ProductQuantizer, rqvae
 
+
+def prefixed(kind, prefix, **settings):
+    """A maker that takes what the tests set by the names that MHQ has; repairing ids is no setting of these."""
+
+    def make(*, seed=0, distinct=True, **more):
+        quantizer = kind(seed=seed, **settings | {f"{prefix}_{name}": value for name, value in more.items()})
+        quantizer.distinct = distinct
+        return quantizer
+
+    return make
+
+
+RQVAE_SMALL = {"rqvae_levels": 3, "rqvae_codewords": 64, "latent": 8, "hidden": (48,), "rqvae_batch": 64, "rqvae_rate": 1e-2}
 QUANTIZERS = {
     "mhq": lambda **kw: MHQ(**{"facets": 4, "levels": 2, "codewords": 8, "quantizer_epochs": 2, "quantizer_batch": 64} | kw),
     "mhq-whitened": lambda **kw: MHQ(**{"facets": 2, "levels": 3, "codewords": 16, "projection": 8, "whiten": True} | kw),
     "mhq-plain": lambda **kw: MHQ(**{"facets": 3, "levels": 1, "codewords": 8, "quantizer_epochs": 0} | kw),
     "mhq-input": lambda **kw: MHQ(**{"facets": 2, "codewords": 8, "projection": 6, "reconstruct": "input"} | kw),
+    "opq": prefixed(ProductQuantizer, "opq", opq_codes=4, opq_codewords=16, opq_rounds=5),
+    "opq-cut": prefixed(ProductQuantizer, "opq", opq_codes=5, opq_codewords=16, opq_rounds=5),
+    "pq": prefixed(ProductQuantizer, "opq", opq_codes=3, opq_codewords=16, opq_components=9, opq_rounds=0),
+    "rqvae": prefixed(RQVAE, "rqvae", **RQVAE_SMALL),
+    "rqvae-one-level": prefixed(RQVAE, "rqvae", **RQVAE_SMALL | {"rqvae_levels": 1, "rqvae_codewords": 100}),
 }
 
 
@@ -21,6 +39,11 @@ def clusters(n=400, d=12, seed=0):
     random = np.random.default_rng(seed)
     centres = random.normal(size=(20, d)) * np.linspace(2, 0.3, d)
     return (centres[random.integers(0, 20, n)] + 0.3 * random.normal(size=(n, d))).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(rqvae, "STEPS", 400)
 
 
 @pytest.fixture(params=QUANTIZERS)

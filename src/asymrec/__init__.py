@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from asymrec.config import Recipe
     from asymrec.data import Dataset
     from asymrec.evaluation import evaluate
-    from asymrec.models import AsymRec, ItemKNN, Popularity, Recommender
+    from asymrec.models import EASE, HSTU, AsymRec, Counts, ItemKNN, Popularity, Recommender
     from asymrec.quantize import MHQ
 
 _HOMES = {
     "AsymRec": "models",
+    "Counts": "models",
     "Dataset": "data",
+    "EASE": "models",
+    "HSTU": "models",
     "ItemKNN": "models",
     "MHQ": "quantize",
     "Popularity": "models",
@@ -28,7 +31,20 @@ _HOMES = {
     "Recommender": "models",
     "evaluate": "evaluation",
 }
-__all__ = ["MHQ", "AsymRec", "Dataset", "ItemKNN", "Popularity", "Recipe", "Recommender", "__version__", "evaluate"]
+__all__ = [
+    "EASE",
+    "HSTU",
+    "MHQ",
+    "AsymRec",
+    "Counts",
+    "Dataset",
+    "ItemKNN",
+    "Popularity",
+    "Recipe",
+    "Recommender",
+    "__version__",
+    "evaluate",
+]
 
 
 def __getattr__(name: str):

@@ -82,7 +82,7 @@ class OPQConfig(Section):
 
     opq_codes: int = Field(32, ge=1, description="codes an item; fewer where the vectors are narrower")
     opq_codewords: int = Field(256, ge=2, le=65536, description="codewords in each codebook")
-    opq_components: int | None = Field(None, ge=1, description="components kept, whitened; by default all that make a multiple of the codes")
+    opq_components: int | None = Field(None, ge=1, description="components kept, whitened; by default all, cut to a multiple of the codes")
     opq_rounds: int = Field(20, ge=0, description="rounds of codebooks and rotation; 0: no rotation, plain product quantization")
 
 
@@ -92,7 +92,7 @@ class RQVAEConfig(Section):
     rqvae_levels: int = Field(3, ge=1, description="residual levels")
     rqvae_codewords: int = Field(256, ge=2, le=65536, description="codewords a level")
     latent: int = Field(32, ge=1, description="width of what is quantized")
-    hidden: tuple[PositiveInt, ...] = Field((512, 256, 128), description="widths of the encoder's layers; the decoder's are the same, backwards")
+    hidden: tuple[PositiveInt, ...] = Field((512, 256, 128), description="widths of the encoder's layers, backwards of the decoder's")
     commitment: float = Field(0.25, ge=0, description="beta: weight of the commitment loss")
     rqvae_epochs: int | None = Field(None, ge=0, description="passes over the items; by default as many as make 4,000 steps")
     rqvae_batch: int = Field(256, ge=1, description="items a step")

@@ -60,7 +60,7 @@ def parameters(recommender: Recommender) -> int:
 
 def best_validation(log: list[dict]) -> dict[str, Any] | None:
     """The validation figures of the epoch that was kept: {"epoch", "ndcg@10", "recall@10", ...}; None without epochs."""
-    known = [entry for entry in log if "ndcg@10" in entry]
+    known = [entry for entry in log if "ndcg@10" in entry and "part" not in entry]  # a fusion's parts speak for themselves alone
     best = max(known, key=lambda entry: entry["ndcg@10"], default=None)
     return best and {"epoch": best["epoch"]} | {name: value for name, value in best.items() if "@" in name}
 

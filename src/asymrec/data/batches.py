@@ -20,6 +20,7 @@ class PackedBatch:
     items: int64 [R, W], -1 where empty. segment: int32 [R, W], the history (0 .. n-1) that a place belongs to, -1 where empty.
     position: int32 [R, W], the place inside the history from 0, the oldest kept; 0 where empty.
     row, start, length: int64 [n], where history i is: `items[row[i], start[i]:start[i] + length[i]]`; an empty history has row -1.
+    times: int64 [R, W], 0 where empty; None where the sequences have none.
     """
 
     items: np.ndarray
@@ -28,6 +29,7 @@ class PackedBatch:
     row: np.ndarray
     start: np.ndarray
     length: np.ndarray
+    times: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.row)
@@ -56,6 +58,7 @@ def pack(sequences: Sequences, rows: np.ndarray | None, width: int) -> PackedBat
     total = int(length.sum())
     inside = np.arange(total) - np.repeat(np.cumsum(length) - length, length)
     flat = np.repeat(row * width + start, length) + inside
+    kept = np.repeat(stops - length, length) + inside
     packed = PackedBatch(
         items=np.full((count, width), -1, np.int64),
         segment=np.full((count, width), -1, np.int32),
@@ -63,10 +66,13 @@ def pack(sequences: Sequences, rows: np.ndarray | None, width: int) -> PackedBat
         row=row,
         start=start,
         length=length,
+        times=None if sequences.times is None else np.zeros((count, width), np.int64),
     )
-    packed.items.reshape(-1)[flat] = items[np.repeat(stops - length, length) + inside]
+    packed.items.reshape(-1)[flat] = items[kept]
     packed.segment.reshape(-1)[flat] = np.repeat(np.arange(len(rows), dtype=np.int32), length)
     packed.position.reshape(-1)[flat] = inside
+    if packed.times is not None:
+        packed.times.reshape(-1)[flat] = sequences.times[kept]
     return packed
 
 

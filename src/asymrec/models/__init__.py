@@ -1,5 +1,24 @@
 from asymrec.models.asymrec import AsymRec
 from asymrec.models.base import MODELS, Recommender
-from asymrec.models.classic import ItemKNN, Popularity
+from asymrec.models.classic import EASE, Counts, ItemKNN, Popularity
+from asymrec.models.fusion import Fusion
+from asymrec.models.hstu import HSTU
+from asymrec.models.rpg import RPG
+from asymrec.models.sasrec import SASRec, SASRecContent
+from asymrec.models.tiger import Tiger
 
-__all__ = ["MODELS", "AsymRec", "ItemKNN", "Popularity", "Recommender"]
+__all__ = [
+    "EASE",
+    "HSTU",
+    "MODELS",
+    "RPG",
+    "AsymRec",
+    "Counts",
+    "Fusion",
+    "ItemKNN",
+    "Popularity",
+    "Recommender",
+    "SASRec",
+    "SASRecContent",
+    "Tiger",
+]

@@ -151,9 +151,7 @@ class Recommender:
                 scores.append(value[found].tolist())
         return ids, scores
 
-    def score(
-        self, histories: Sequence[Sequence[Any]], items: Sequence[Any], times: Sequence[Sequence[int]] | None = None
-    ) -> np.ndarray:
+    def score(self, histories: Sequence[Sequence[Any]], items: Sequence[Any], times: Sequence[Sequence[int]] | None = None) -> np.ndarray:
         """Scores of the given items for each history: float32 [len(histories), len(items)]. `times` and errors as in `recommend`."""
         columns = self.dataset.item_rows(items)
         return np.asarray(self.scores(self._histories(histories, None, times)))[:, columns]
@@ -268,4 +266,3 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if checksum(folder / name) != digest:
             raise RunError(f"{folder} is damaged: {name} is not what was written (checksum)")
     return manifest
-

@@ -72,6 +72,7 @@ class ItemKNN(SparseTable):
     """Settings: `neighbours`, `recency`."""
 
     name = "itemknn"
+    space: ClassVar[dict] = {"recency": [0.6, 0.8, 1.0], "neighbours": [50, 100, 200, 500]}
 
     def _fit(self, dataset: Dataset, split: Split) -> None:
         seen, n = _seen(split.train, dataset.n_items), dataset.n_items
@@ -89,6 +90,7 @@ class Counts(SparseTable):
 
     name = "counts"
     defaults: ClassVar[dict] = {"recency": 0.6}
+    space: ClassVar[dict] = {"recency": [0.4, 0.6, 0.8], "gap": [0.8, 0.9], "discount": [0.3, 0.5]}
 
     def _fit(self, dataset: Dataset, split: Split) -> None:
         classic = self.recipe.classic
@@ -114,6 +116,7 @@ class EASE(Recommender):
 
     name = "ease"
     defaults: ClassVar[dict] = {"recency": 0.6}
+    space: ClassVar[dict] = {"recency": [0.4, 0.6, 0.8], "ridge": [100.0, 250.0, 500.0, 1000.0]}
 
     def _fit(self, dataset: Dataset, split: Split) -> None:
         from scipy.linalg import lapack

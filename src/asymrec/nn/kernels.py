@@ -60,3 +60,74 @@ def softmax_gradient(logits, goal, shift, seen_start, seen_column, repeat, loss,
         loss[i] = np.log(total) - at_goal
         for j in range(items):  # round to nearest even, as torch does
             row[j] = np.uint16((bits[j] + np.uint32(0x7FFF) + ((bits[j] >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+
+
+@compiled(parallel=True, fastmath=True)
+def residual_forward(x, inner, bias, temperature, query, unit, scale):  # pragma: no cover - compiled
+    """y = x + SiLU(inner + bias), unit = y / |y|, query = unit / temperature; the slope of SiLU takes the place of `inner`.
+
+    Args:
+        x: float32 [n, width].
+        inner, query: uint16 [heads, n, width], the bits of bfloat16.
+        bias: float32 [heads, width].
+        unit: float32 [heads, n, width]; scale: float32 [heads, n], 1 / (|y| temperature); both filled.
+    """
+    heads, n, width = inner.shape
+    for i in prange(n):
+        bits = np.empty(width, np.uint32)
+        z = bits.view(np.float32)
+        power = np.empty(width, np.uint32)
+        factor = power.view(np.float32)
+        rest = np.empty(width, np.float32)
+        for h in range(heads):
+            row, out, asked = inner[h, i], unit[h, i], query[h, i]
+            for j in range(width):
+                bits[j] = np.uint32(row[j]) << np.uint32(16)
+            for j in range(width):  # exp(-z) = rest * factor
+                z[j] += bias[h, j]
+                t = min(max(-z[j] * _LOG2E, np.float32(-126)), np.float32(126))
+                whole = np.floor(t + np.float32(0.5))
+                f = t - whole
+                rest[j] = np.float32(1) + f * (_C1 + f * (_C2 + f * (_C3 + f * (_C4 + f * (_C5 + f * _C6)))))
+                power[j] = np.uint32(np.int32(whole) + np.int32(127)) << np.uint32(23)
+            total = np.float32(0)
+            for j in range(width):
+                gate = np.float32(1) / (np.float32(1) + rest[j] * factor[j])
+                y = x[i, j] + z[j] * gate
+                z[j] = gate * (np.float32(1) + z[j] * (np.float32(1) - gate))
+                out[j] = y
+                total += y * y
+            for j in range(width):
+                row[j] = np.uint16((bits[j] + np.uint32(0x7FFF) + ((bits[j] >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+            length = np.float32(1) / max(np.sqrt(total), np.float32(1e-12))
+            scale[h, i] = length / temperature
+            for j in range(width):
+                out[j] *= length
+                z[j] = out[j] / temperature
+            for j in range(width):
+                asked[j] = np.uint16((bits[j] + np.uint32(0x7FFF) + ((bits[j] >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+
+
+@compiled(parallel=True, fastmath=True)
+def residual_backward(d_query, unit, scale, slope, d_x):  # pragma: no cover - compiled
+    """Gradient of `query` above -> gradient of `inner`, in the place of the slope; what reaches x past the block is added to d_x."""
+    heads, n, width = slope.shape
+    for i in prange(n):
+        bits = np.empty(width, np.uint32)
+        d = bits.view(np.float32)
+        other = np.empty(width, np.uint32)
+        bend = other.view(np.float32)
+        for h in range(heads):
+            row, out, given = slope[h, i], unit[h, i], d_query[h, i]
+            for j in range(width):
+                bits[j] = np.uint32(given[j]) << np.uint32(16)
+                other[j] = np.uint32(row[j]) << np.uint32(16)
+            along = np.float32(0)
+            for j in range(width):
+                along += d[j] * out[j]
+            for j in range(width):
+                d[j] = (d[j] - out[j] * along) * scale[h, i]
+                d_x[i, j] += d[j]
+                d[j] *= bend[j]
+            for j in range(width):
+                row[j] = np.uint16((bits[j] + np.uint32(0x7FFF) + ((bits[j] >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))

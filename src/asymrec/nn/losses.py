@@ -63,7 +63,7 @@ def _gradient_compiled(
     return torch.tensor(loss.sum()), logits, torch.tensor(d_repeat.sum())
 
 
-def _gradient_for(device: torch.device, precision: torch.dtype):
+def gradient_for(device: torch.device, precision: torch.dtype):
     return _gradient_compiled if precision == torch.bfloat16 and device.type == "cpu" else _gradient
 
 
@@ -79,7 +79,7 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
         d_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         d_repeat = None if repeat is None else torch.zeros_like(repeat)
         starts = list(range(0, n, chunk))
-        gradient = _gradient_for(states.device, precision)
+        gradient = gradient_for(states.device, precision)
         if seen is not None:
             cuts = torch.searchsorted(seen.rows, torch.tensor([*starts, n], device=states.device)).tolist()
         for number, start in enumerate(starts):
@@ -173,7 +173,7 @@ class _HeadsCrossEntropy(torch.autograd.Function):
         loss = states.new_zeros((), dtype=torch.float32)
         d_states = torch.empty_like(states)
         d_tables = torch.empty_like(tables)
-        gradient = _gradient_for(states.device, precision)
+        gradient = gradient_for(states.device, precision)
         for start in range(0, heads, chunk):
             part = slice(start, min(start + chunk, heads))
             low_states, low_tables = states[part].to(precision), tables[part].to(precision)

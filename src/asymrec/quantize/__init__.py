@@ -2,5 +2,7 @@
 
 from asymrec.quantize.base import Quantizer
 from asymrec.quantize.mhq import MHQ
+from asymrec.quantize.product import ProductQuantizer
+from asymrec.quantize.rqvae import RQVAE
 
-__all__ = ["MHQ", "Quantizer"]
+__all__ = ["MHQ", "RQVAE", "ProductQuantizer", "Quantizer"]

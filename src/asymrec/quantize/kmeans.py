@@ -9,7 +9,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+ITEMS_PER_CODEWORD = 4
 BLOCK = 2**20  # distances held at once: 4 MB stays in the cache, twice as fast as 16 MB
+
+
+def codewords_for(items: int, codewords: int) -> int:
+    """Codewords that a codebook gets: at most one for every 4 items, at least 2. With more it would know each item by heart."""
+    return min(codewords, max(2, items // ITEMS_PER_CODEWORD))
+
+
+def repeated(codebooks: Tensor, codewords: int) -> Tensor:
+    """Codebooks [..., K, d] filled up to [..., codewords, d]: the further ones repeat the first, and `nearest` never chooses them."""
+    return codebooks[..., torch.arange(codewords) % codebooks.shape[-2], :].contiguous()
 
 
 def nearest(points: Tensor, codebooks: Tensor, distances: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -120,7 +131,8 @@ class MovingAverages:
         self.sums: list[Tensor] = []
 
     def step(self, points: Tensor, weights: Tensor) -> Tensor:
-        """Takes in a batch [M, b, d] with weights [b]; returns what the codebooks, as they were before, left of it."""
+        """Takes in a batch [M, b, d] with weights [b]; returns what the codebooks, as they were before, left of it [L, M, b, d]."""
+        lefts = []
         for level, codebook in enumerate(self.codebooks):
             k = codebook.shape[1]
             index, _ = nearest(points, codebook)
@@ -138,4 +150,5 @@ class MovingAverages:
             sums = torch.where(dead.unsqueeze(-1), codebook * counts.unsqueeze(-1), sums)
             self.codebooks[level], self.counts[level], self.sums[level] = codebook, counts, sums
             points = left
-        return points
+            lefts.append(left)
+        return torch.stack(lefts)

@@ -32,14 +32,11 @@ from asymrec.errors import QuantizerError
 from asymrec.quantize import kmeans
 from asymrec.quantize.base import Quantizer
 from asymrec.quantize.distinct import combinations
+from asymrec.quantize.linear import BLOCK, cut, join, moments, parts, principal, sample_items, whitening
 from asymrec.threads import spread, team
 
-ITEMS_PER_CODEWORD = 4
-SAMPLE_PER_CODEWORD = 1024  # items a fit looks at, for each codeword, drawn by the seed: bounds its time and memory
 START_STEPS, FINAL_STEPS = 15, 2  # rounds of k-means a level
 ENERGY_TO_LOSE = 0.05
-BLOCK = 4096  # items at once
-FLOOR = 1e-3  # whitening: added to each variance, in units of the mean variance
 
 
 class MHQ(Quantizer):
@@ -91,19 +88,12 @@ class MHQ(Quantizer):
     def _learn(self, vectors: np.ndarray, weights: np.ndarray, together: Callable[..., list]) -> None:
         config, wide = self.config, self._projection_width(vectors.shape[1])
         generator = torch.Generator().manual_seed(self.seed)
-        limit = max(2**16, SAMPLE_PER_CODEWORD * config.codewords)
-        if len(vectors) > limit:
-            rows = torch.randperm(len(vectors), generator=generator)[:limit].sort().values.numpy()
-            vectors, weights = vectors[rows], weights[rows]
-        x, weights = torch.from_numpy(vectors), torch.from_numpy(weights).float().clamp(min=1e-12)
-
-        mean, covariance = _moments(x, weights, together)
-        values, directions = torch.linalg.eigh(covariance)
-        values, directions = values.flip(0).clamp(min=0), directions.flip(1)  # the largest first
+        x, weights = sample_items(vectors, weights, config.codewords, generator)
+        mean, covariance = moments(x, weights, together)
+        values, directions = principal(covariance)
         if config.whiten:
-            damped = values + FLOOR * values.mean()
-            prepare, undo = directions / damped.sqrt(), directions * damped.sqrt()
-            variance, basis = values / damped, torch.eye(len(values), dtype=values.dtype)
+            prepare, undo, variance = whitening(values, directions)
+            basis = torch.eye(len(values), dtype=values.dtype)
         else:
             scale = torch.eye(len(values), dtype=values.dtype) / values.sum().sqrt()
             prepare, undo = scale, torch.eye(len(values), dtype=values.dtype) * values.sum().sqrt()
@@ -114,15 +104,15 @@ class MHQ(Quantizer):
 
         projection = basis[:, deal(variance[:wide], config.facets)].T.float().contiguous()
         start = energy_kept(projection, covariance)
-        fitted = min(config.codewords, max(2, len(x) // ITEMS_PER_CODEWORD))
+        fitted = kmeans.codewords_for(len(x), config.codewords)
         prepare, mean = prepare.float(), mean.float()
 
         def codebooks_of(learn: Callable[[Tensor, int], Tensor]) -> Tensor:
-            facets = _facets(x, mean, prepare @ projection.T, config.facets)
-            return torch.cat(together(lambda part: learn(facets[parts[part]], part), range(len(parts))))
+            facets = cut(x, mean, prepare @ projection.T, config.facets)
+            return torch.cat(together(lambda part: learn(facets[shares[part]], part), range(len(shares))))
 
-        parts = _parts(config.facets)
-        seeds = torch.randint(2**62, (len(parts),), generator=generator).tolist()
+        shares = parts(config.facets)
+        seeds = torch.randint(2**62, (len(shares),), generator=generator).tolist()
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]  # one each: the order of threads makes no difference
         codebooks = codebooks_of(
             lambda points, part: kmeans.residual_start(points, config.levels, fitted, weights, START_STEPS, generators[part])
@@ -139,14 +129,14 @@ class MHQ(Quantizer):
                 "lower projection_rate or raise orthonormality"
             )
         codebooks = codebooks_of(
-            lambda points, part: kmeans.residual_settle(points, codebooks[parts[part]], weights, FINAL_STEPS, generators[part])
+            lambda points, part: kmeans.residual_settle(points, codebooks[shares[part]], weights, FINAL_STEPS, generators[part])
         )
         self._tensors = {
             "mean": mean,
             "encoder": prepare @ projection.T,
             "decoder": (torch.linalg.pinv(projection.double()).T @ undo.T).float(),
             "projection": projection,
-            "codebooks": codebooks[:, :, torch.arange(config.codewords) % fitted].contiguous(),
+            "codebooks": kmeans.repeated(codebooks, config.codewords),
             "fitted": torch.tensor(fitted),
             "energy": torch.tensor([start, kept], dtype=torch.float64),
         }
@@ -165,9 +155,9 @@ class MHQ(Quantizer):
         """The epochs: codebooks follow by moving averages while W_P learns. -> projection [D, d], codebooks [M, L, K, D/M]."""
         config, n = self.config, len(x)
         batch = min(config.quantizer_batch, n)
-        parts = _parts(config.facets)
+        shares = parts(config.facets)
         least = max(0.5 * batch / n, 0.01 * batch / codebooks.shape[2])  # half an item of the catalogue, or 1 % of an even share
-        averages = [kmeans.MovingAverages(codebooks[part], config.decay, least, generators[i]) for i, part in enumerate(parts)]
+        averages = [kmeans.MovingAverages(codebooks[part], config.decay, least, generators[i]) for i, part in enumerate(shares)]
         projection = projection.clone().requires_grad_(config.projection_rate > 0)
         optimizer = torch.optim.Adam([projection], lr=config.projection_rate or 1.0)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, config.quantizer_epochs * (n // batch))
@@ -177,9 +167,9 @@ class MHQ(Quantizer):
                 inputs, weight = (x[rows] - mean) @ prepare, weights[rows]
                 projected = inputs @ projection.T
                 facets = projected.detach().view(batch, config.facets, -1).transpose(0, 1).contiguous()
-                left = torch.cat(together(lambda i: averages[i].step(facets[parts[i]], weight), range(len(parts))))  # noqa: B023 (done at once)
+                left = torch.cat(together(lambda i: averages[i].step(facets[shares[i]], weight)[-1], range(len(shares))))  # noqa: B023 (done at once)
                 if config.projection_rate > 0:
-                    rebuilt = (facets - left).transpose(0, 1).reshape(batch, -1)
+                    rebuilt = join(facets - left)
                     optimizer.zero_grad()
                     self._loss(inputs, projected, rebuilt, projection, weight / weight.mean()).backward()
                     optimizer.step()
@@ -215,7 +205,7 @@ class MHQ(Quantizer):
 
         def block(start: int) -> None:
             rows = torch.from_numpy(vectors[start : start + BLOCK])
-            residual = _facets(rows, self._tensors["mean"], self._tensors["encoder"], m)
+            residual = cut(rows, self._tensors["mean"], self._tensors["encoder"], m)
             chosen = []
             for level in range(levels):
                 index, _ = kmeans.nearest(residual, codebooks[:, level])
@@ -229,8 +219,7 @@ class MHQ(Quantizer):
     def _decode(self, codes: np.ndarray) -> np.ndarray:
         vectors = np.empty((len(codes), self._fitted_width()), dtype=np.float32)
         for start in range(0, len(codes), BLOCK):
-            facets = self._partial(codes[start : start + BLOCK])[-1]
-            rows = facets.transpose(0, 1).reshape(facets.shape[1], -1)
+            rows = join(self._partial(codes[start : start + BLOCK])[-1])
             vectors[start : start + BLOCK] = (self._tensors["mean"] + rows @ self._tensors["decoder"]).numpy()
         return vectors
 
@@ -279,7 +268,7 @@ class MHQ(Quantizer):
         square = torch.zeros(m, wide // m, dtype=torch.float64)
         for start in range(0, len(vectors), BLOCK):
             block = torch.from_numpy(vectors[start : start + BLOCK])
-            facets = _facets(block, self._tensors["mean"], self._tensors["encoder"], m)
+            facets = cut(block, self._tensors["mean"], self._tensors["encoder"], m)
             total += facets.sum(1, dtype=torch.float64)
             square += facets.square().sum(1, dtype=torch.float64)
             for level, rebuilt in enumerate(self._partial(codes[start : start + BLOCK])):
@@ -318,33 +307,3 @@ def energy_kept(projection: Tensor, covariance: Tensor) -> float:
     projection = projection.double()
     stretch = max(1.0, float(torch.linalg.matrix_norm(projection, 2)) ** 2) if projection.isfinite().all() else float("nan")
     return float(((projection @ covariance) * projection).sum() / covariance.trace()) / stretch
-
-
-def _parts(facets: int) -> list[slice]:
-    """Facets that one thread takes: fixed, so that the number of threads makes no difference."""
-    return [slice(start, start + 4) for start in range(0, facets, 4)]
-
-
-def _facets(x: Tensor, mean: Tensor, encoder: Tensor, facets: int) -> Tensor:
-    """Vectors [n, d] -> projected and cut [M, n, D/M]."""
-    projected = torch.empty(facets, len(x), encoder.shape[1] // facets)
-    for start in range(0, len(x), BLOCK):
-        block = (x[start : start + BLOCK] - mean) @ encoder
-        projected[:, start : start + BLOCK] = block.view(len(block), facets, -1).transpose(0, 1)
-    return projected
-
-
-def _moments(x: Tensor, weights: Tensor, together: Callable[..., list]) -> tuple[Tensor, Tensor]:
-    """Weighted mean [d] and covariance [d, d], float64."""
-    weights = weights.double()
-    blocks = [slice(start, start + BLOCK) for start in range(0, len(x), BLOCK)]
-    mean = sum(together(lambda rows: weights[rows] @ x[rows].double(), blocks)) / weights.sum()
-
-    def scatter(first: int) -> Tensor:
-        total = torch.zeros(len(mean), len(mean), dtype=torch.float64)
-        for rows in blocks[first::4]:
-            centred = (x[rows].double() - mean) * weights[rows].sqrt().unsqueeze(1)
-            total.addmm_(centred.T, centred)
-        return total
-
-    return mean, sum(together(scatter, range(4))) / weights.sum()

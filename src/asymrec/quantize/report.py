@@ -19,7 +19,7 @@ def report(quantizer: Quantizer, vectors: np.ndarray, codes: np.ndarray | None =
     - r2: of the decoded vectors; neighbour_recall: share of an item's 10 nearest (cosine) that are among the 10 nearest of its
       decoded vector, over at most `queries` items drawn by a fixed seed
     - perplexity, dead_codes [facets][levels]: exp of the entropy of usage; codewords that no item has
-    - dead_codebooks: codebooks of perplexity below 2; usage_gini: 0 when all codewords are used alike
+    - dead_codebooks: codebooks of perplexity below 2; usage_gini: 0 when all codewords are used alike; of both, learned levels only
     - identical_ids, shared_ids (before the repair), repaired_*: share of items whose id another item has; with another vector
     - and what the kind of quantizer adds (`details`)
     """
@@ -29,6 +29,8 @@ def report(quantizer: Quantizer, vectors: np.ndarray, codes: np.ndarray | None =
     usage = [np.bincount(column, minlength=size) for column, size in zip(codes.T, quantizer.codebook_sizes)]
     perplexity = np.array([_perplexity(counts) for counts in usage])
     details = quantizer.details(vectors, codes)
+    fitted = details.get("codewords_fitted")
+    learned = np.arange(len(usage)) % quantizer.code_shape[1] < details.get("learned_levels", quantizer.code_shape[1])
     facts = {
         "items": len(vectors),
         "width": vectors.shape[1],
@@ -38,9 +40,9 @@ def report(quantizer: Quantizer, vectors: np.ndarray, codes: np.ndarray | None =
         "r2": _r2(vectors, decoded),
         "neighbour_recall": neighbour_recall(vectors, decoded, queries=queries),
         "perplexity": perplexity.reshape(quantizer.code_shape).round(3).tolist(),
-        "dead_codes": np.array([(c[: details.get("codewords_fitted")] == 0).sum() for c in usage]).reshape(quantizer.code_shape).tolist(),
-        "dead_codebooks": int((perplexity < 2).sum()),
-        "usage_gini": float(np.mean([_gini(counts[: details.get("codewords_fitted")]) for counts in usage])),
+        "dead_codes": np.array([(c[:fitted] == 0).sum() for c in usage]).reshape(quantizer.code_shape).tolist(),
+        "dead_codebooks": int((perplexity[learned] < 2).sum()),
+        "usage_gini": float(np.mean([_gini(counts[:fitted]) for counts, known in zip(usage, learned) if known])),
     }
     facts["identical_ids"], facts["shared_ids"] = _identical_shares(raw, vectors)
     facts["repaired_identical_ids"], facts["repaired_shared_ids"] = _identical_shares(codes, vectors)
@@ -64,20 +66,22 @@ def neighbour_recall(vectors: np.ndarray, decoded: np.ndarray, k: int = 10, quer
 def describe(facts: dict[str, Any]) -> str:
     """The report as a few lines for people."""
     facets, levels = facts["code_shape"]
-    perplexity, dead = np.array(facts["perplexity"]), np.array(facts["dead_codes"])
+    learned = facts.get("learned_levels", levels)
+    perplexity, dead = np.array(facts["perplexity"]), np.array(facts["dead_codes"])[:, :learned]
     fitted = facts.get("codewords_fitted", facts["codewords"])
     lines = [f"{facts['items']:,} items of width {facts['width']}: {facets} facets x {levels} levels x {facts['codewords']} codewords"]
     if fitted < facts["codewords"]:
         lines.append(f"only {fitted} codewords of each codebook are fitted: the items are few")
     if "energy_kept" in facts:
         lines.append(f"energy kept           {facts['energy_kept']:.1%} (at the start {facts['energy_kept_start']:.1%})")
-        lines.append("R2 after each level   " + "  ".join(f"{value:.3f}" for value in facts["space_r2"]))
         lines.append(f"spread over facets    {facts['energy_imbalance']:.1%} of the mean energy")
+    if "space_r2" in facts:
+        lines.append("R2 after each level   " + "  ".join(f"{value:.3f}" for value in facts["space_r2"]))
     lines += [
         f"R2 of the vectors     {facts['r2']:.3f}",
         f"neighbours kept       {facts['neighbour_recall']:.1%} of the nearest 10",
         "perplexity by level   " + "  ".join(f"{m:.0f} (least {low:.0f})" for m, low in zip(perplexity.mean(0), perplexity.min(0))),
-        f"unused codewords      {dead.sum():,} of {facets * levels * fitted:,}; dead codebooks: {facts['dead_codebooks']}",
+        f"unused codewords      {dead.sum():,} of {facets * learned * fitted:,}; dead codebooks: {facts['dead_codebooks']}",
         f"usage Gini            {facts['usage_gini']:.3f}",
         f"identical ids         {facts['identical_ids']:.2%} of items, {facts['shared_ids']:.2%} with another vector; "
         f"after the repair {facts['repaired_identical_ids']:.2%}, {facts['repaired_shared_ids']:.2%}",

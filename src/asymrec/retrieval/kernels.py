@@ -154,3 +154,75 @@ def lookup(tables, codes, out):
             for h in range(heads):
                 a += table[h, codes[i, h]]
             out[i, u] = a
+
+
+@compiled
+def _visit(table, codes, row, state, line, visited, count, best_scores, best_rows):
+    """Scores an item that was not seen yet, writes it down and offers it to the beam. Returns how many have been visited."""
+    score = np.float32(0)
+    for h in range(codes.shape[1]):
+        score += table[h, codes[row, h]]
+    state[row] = 1
+    line[row] = score
+    visited[count] = row
+    if _worse(best_scores[0], best_rows[0], score, row):
+        _replace_root(best_scores, best_rows, len(best_rows), score, row)
+    return count + 1
+
+
+@compiled
+def _walk(table, codes, neighbours, start, steps, state, line, visited):
+    """One query's walk: visited[:count] are the rows it came to, line[row] their scores. Returns count.
+
+    table [H, K], codes [n, H], neighbours [n, k], start: the first beam, distinct; state uint8 [n], 0 when called: 1 is visited, 2
+    visited and its neighbours too. The beam is a heap whose root is its worst item.
+    """
+    beam = len(start)
+    best_scores = np.full(beam, np.float32(-np.inf), np.float32)
+    best_rows = np.full(beam, -1, np.int32)
+    count = 0
+    for row in start:
+        count = _visit(table, codes, row, state, line, visited, count, best_scores, best_rows)
+    for _ in range(steps):
+        before = best_rows.copy()
+        new = False
+        for row in before:
+            if row >= 0 and state[row] == 1:
+                state[row] = 2
+                new = True
+                for other in neighbours[row]:
+                    if state[other] == 0:
+                        count = _visit(table, codes, other, state, line, visited, count, best_scores, best_rows)
+        if not new:
+            break
+    return count
+
+
+@compiled
+def score_graph(tables, codes, neighbours, start, steps, out):
+    """Walks for all queries, tables [b, H, K]; the scores of what they visit into out [b, n]."""
+    state = np.zeros(len(codes), np.uint8)
+    visited = np.empty(len(codes), np.int32)
+    for query in range(len(tables)):
+        count = _walk(tables[query], codes, neighbours, start, steps, state, out[query], visited)
+        for row in visited[:count]:
+            state[row] = 0
+
+
+@compiled
+def search_graph(tables, codes, neighbours, start, steps, offsets, excluded, allowed, best_scores, best_rows, counts):
+    """Walks for all queries; of what they visit, the best that are allowed (bool [n]) and not excluded (as in `keep`) into the heaps
+    [b, k]; how many items each visited into counts [b]."""
+    state = np.zeros(len(codes), np.uint8)
+    visited = np.empty(len(codes), np.int32)
+    line = np.empty(len(codes), np.float32)
+    k = best_scores.shape[1]
+    for query in range(len(tables)):
+        count = _walk(tables[query], codes, neighbours, start, steps, state, line, visited)
+        counts[query] = count
+        for row in visited[:count]:
+            state[row] = 0
+            if not allowed[row] or _holds(excluded, offsets[query], offsets[query + 1], row):
+                continue
+            if _worse(best_scores[query, 0], best_rows[query, 0], line[row], row) and line[row] > -np.inf:
+                _replace_root(best_scores[query], best_rows[query], k, line[row], row)

@@ -1,0 +1,300 @@
+"""Run a plan's cells, each in a process of its own, several at once, and go on where an earlier run of the plan stopped.
+
+A cell's folder holds, while it works, `run/`: the run folder that `asymrec fit --resume` makes and goes on with. When the fit is done
+what is needed of it is copied out (KEPT), `cell.json` says so, and `run/` is dropped. So at any moment, `kill -9` of everything
+included, the same command goes on, inside a training as well.
+
+A failed cell is tried again by the next run of the plan. A cell whose model or settings are no longer the plan's, or no longer what the
+models' defaults are, is fitted anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from asymrec.bench.plan import Cell, Plan
+from asymrec.errors import RunError
+from asymrec.files import atomic
+from asymrec.runs import CHECKPOINT
+
+KEPT = ("metrics.json", "log.jsonl", "config.yaml")
+SETTLED = ("finished", "failed", "stopped")
+POLL = 0.1  # seconds between two looks at the processes
+
+
+def run_cells(plan: Plan, cells: Iterable[Cell], say: Callable[[str], None] = print) -> list[Cell]:
+    """Run these cells of the test and the trials before them, those that are not done; `say` gets a line for each that ends.
+
+    Returns the cells that failed, trials included. Raises RunError: no such data folder; another bench on the same output; the output
+    cannot be written.
+    """
+    cells = list(cells)
+    for name in dict.fromkeys(cell.data for cell in cells):
+        if not plan.data[name].exists():
+            raise RunError(f"data '{name}': there is no {plan.data[name]}; say where with --data {name}=FOLDER or --root FOLDER")
+    failed: list[Cell] = []
+    with _alone(plan.output) as lock, _terminated():
+        waiting, going = [*plan.trials_of(cells), *cells], []
+        needs = {cell.place: {trial.place for trial in plan.trials(cell)} for cell in cells}
+        try:
+            while waiting or going:
+                _start_what_can(plan, waiting, going, needs, lock)
+                for job in list(going):
+                    if record := job.ended(plan):
+                        going.remove(job)
+                        say(_line(job.cell, record, plan))
+                        if record["state"] == "failed":
+                            failed.append(job.cell)
+                if going:
+                    time.sleep(POLL)
+        finally:
+            for job in going:
+                job.process.terminate()
+                job.process.wait()
+    return failed
+
+
+def settled(plan: Plan, cell: Cell) -> Cell | None:
+    """A cell of the test with the settings that its trials chose; None while a trial is to come."""
+    trials = plan.trials(cell)
+    records = [read(plan, trial) for trial in trials]
+    if any(record["state"] not in SETTLED for record in records):
+        return None
+    figures = [(-_validation(plan, trial), at) for at, (trial, record) in enumerate(zip(trials, records)) if record["state"] == "finished"]
+    return replace(cell, tuned=trials[min(figures)[1]].tuned) if figures else cell  # equal figures: the earlier trial
+
+
+def state(plan: Plan, cell: Cell) -> str:
+    """finished, failed, stopped (a trial that was out of time), begun, to do, or waiting (for its trials)."""
+    known = settled(plan, cell) if cell.trial is None else cell
+    return "waiting" if known is None else read(plan, known)["state"]
+
+
+def read(plan: Plan, cell: Cell) -> dict[str, Any]:
+    """A cell's record, `cell.json`: {"state", "command", "settings", "seconds", "peak_memory_mib", "error", ...}.
+
+    {"state": "to do"} where there is none, or where it is of other settings than the cell's.
+    """
+    folder = plan.output / cell.place
+    try:
+        record = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
+        same = record["model"] == cell.entry.model and record["state"] in (*SETTLED, "begun") and _same_settings(folder, record, cell)
+        if record["state"] == "stopped" and record["minutes"] != plan.tuning.minutes:
+            same = False
+    except (OSError, ValueError, KeyError, TypeError):
+        same = False
+    return record if same else {"state": "to do"}
+
+
+def _same_settings(folder: Path, record: dict[str, Any], cell: Cell) -> bool:
+    """Whether what the cell was fitted with is what it would be fitted with now; settings that one of the two does not know are passed."""
+    paths = [folder / "config.yaml", *(folder / "run" / name / "config.yaml" for name in ("", CHECKPOINT))]
+    kept = next((yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths if path.exists()), None)
+    if kept is None:  # it failed, or was killed, before it began to fit
+        return record["settings"] == json.loads(json.dumps(cell.settings))
+    return _agree(kept, cell.recipe().model_dump(mode="json"))
+
+
+def _agree(kept: Any, now: Any) -> bool:
+    if isinstance(kept, dict) and isinstance(now, dict):
+        return all(_agree(kept[name], value) or (name == "precision" and value == "auto") for name, value in now.items() if name in kept)
+    if isinstance(kept, list) and isinstance(now, list):
+        return len(kept) == len(now) and all(map(_agree, kept, now))
+    return kept == now
+
+
+def facts(plan: Plan, cell: Cell) -> dict[str, Any]:
+    """`metrics.json` of a finished cell. Raises RunError: damaged."""
+    path = plan.output / cell.place / "metrics.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise RunError(f"{path} is missing or damaged: remove the folder {path.parent} and run the bench again") from None
+
+
+def command(cell: Cell) -> str:
+    """What makes the cell, with the data's name for its folder."""
+    return shlex.join(["asymrec", *cell.arguments(cell.data, "RUN")])
+
+
+def without_paths(plan: Plan, text: str) -> str:
+    """The text without the places of this machine: data sets by name, the output and the user's home by a word."""
+    places = {str(folder): name for name, folder in plan.data.items()}
+    places |= {str(folder.resolve()): name for name, folder in plan.data.items()}
+    places |= {str(plan.output): "OUTPUT", str(plan.output.resolve()): "OUTPUT", sys.prefix: "PYTHON", str(Path.home()): "~"}
+    for place in sorted(places, key=len, reverse=True):
+        if len(place) > 1:
+            text = text.replace(place, places[place])
+    return text
+
+
+def _validation(plan: Plan, trial: Cell) -> float:
+    return facts(plan, trial)["metrics"][trial.entry.model]["kept"]["ndcg@10"]
+
+
+# Processes
+
+
+@dataclass
+class _Job:
+    cell: Cell
+    folder: Path
+    process: subprocess.Popen
+    before: float  # seconds that interrupted runs of the cell have taken
+    began: float = field(default_factory=time.monotonic)
+
+    def ended(self, plan: Plan) -> dict[str, Any] | None:
+        """Its record where the process has ended, or has been stopped here because its time was over; None while it works."""
+        code = self.process.poll()
+        limit = plan.tuning.minutes if plan.tuning and self.cell.trial else None
+        spent = self.before + time.monotonic() - self.began
+        if code is None and (limit is None or spent < 60 * limit):
+            return None
+        if code is None:
+            self.process.terminate()
+            self.process.wait()
+            error = f"not done in {limit:g} minutes"
+            record = _write(plan, self.cell, {"state": "stopped", "error": error, "minutes": limit, "seconds": spent})
+            shutil.rmtree(self.folder / "run", ignore_errors=True)
+            return record
+        if code:
+            return _write(plan, self.cell, {"state": "failed", "error": without_paths(plan, _why(self.folder, code)), "seconds": spent})
+        return _gather(plan, self.cell)
+
+
+def _start_what_can(plan: Plan, waiting: list[Cell], going: list[_Job], needs: dict[Path, set[Path]], lock: int) -> None:
+    """Start cells until all places are taken; what is done already, or was stopped, is taken off the list."""
+    for cell in list(waiting):
+        if len(going) >= plan.jobs:
+            return
+        if needs.get(cell.place, set()) & {other.place for other in (*waiting, *(job.cell for job in going))}:
+            continue
+        waiting.remove(cell)
+        ready = settled(plan, cell) if cell.trial is None else cell
+        record = read(plan, ready)
+        if record["state"] in ("finished", "stopped"):
+            if not plan.keep:
+                shutil.rmtree(plan.output / ready.place / "run", ignore_errors=True)
+        else:
+            going.append(_start(plan, ready, record["state"] == "to do", lock))
+
+
+def _start(plan: Plan, cell: Cell, anew: bool, lock: int) -> _Job:
+    folder = plan.output / cell.place
+    if anew and folder.exists():
+        shutil.rmtree(folder)
+    _write(plan, cell, {"state": "begun"})
+    with atomic(folder / "command.txt") as temporary:
+        temporary.write_text(command(cell) + "\n", encoding="utf-8")
+    before = 0.0
+    with suppress(OSError, ValueError):
+        before = sum(json.loads((folder / "run" / CHECKPOINT / "seconds.json").read_text(encoding="utf-8")).values())
+    arguments = [sys.executable, "-m", "asymrec", *cell.arguments(str(plan.data[cell.data]), str(folder / "run")), "--resume"]
+    one = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"} if plan.jobs > 1 else {}
+    with open(folder / "stderr.txt", "w", encoding="utf-8") as told:
+        # the lock goes along: a fit that outlives a killed bench keeps another bench from starting it twice
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": told}
+        process = subprocess.Popen(arguments, **pipes, env=os.environ | one, pass_fds=(lock,) if lock else ())
+    return _Job(cell, folder, process, before)
+
+
+def _gather(plan: Plan, cell: Cell) -> dict[str, Any]:
+    """Copy what is kept out of the finished run, write the record, drop the run. What is done twice, after a kill, is done alike."""
+    folder = plan.output / cell.place
+    run = folder / "run"
+    with atomic(folder / "ranks") as temporary:
+        temporary.mkdir()
+        shutil.copyfile(run / "ranks" / f"{cell.entry.model}.parquet", temporary / f"{cell.entry.model}.parquet")
+    for name in KEPT:
+        with atomic(folder / name) as temporary:
+            shutil.copyfile(run / name, temporary)
+    found = facts(plan, cell)
+    record = _write(
+        plan, cell, {"state": "finished", "seconds": sum(found["seconds"].values()), "peak_memory_mib": found.get("peak_memory_mib")}
+    )
+    if not plan.keep:
+        shutil.rmtree(run, ignore_errors=True)
+    return record
+
+
+def _write(plan: Plan, cell: Cell, what: dict[str, Any]) -> dict[str, Any]:
+    about = {"data": cell.data, "protocol": cell.protocol, "name": cell.entry.name, "model": cell.entry.model, "preset": cell.entry.preset}
+    about |= {"seed": cell.seed, "trial": cell.trial, "settings": cell.settings, "tuned": cell.tuned, "command": command(cell)}
+    with atomic(plan.output / cell.place / "cell.json") as temporary:
+        temporary.write_text(json.dumps(about | what, indent=1), encoding="utf-8")
+    return about | what
+
+
+def _why(folder: Path, code: int) -> str:
+    """The last line of an error that a process has left."""
+    lines = [line.strip() for line in (folder / "stderr.txt").read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    if code < 0:
+        return f"ended by {signal.Signals(-code).name}"
+    said = [line for line in lines if line.startswith("error: ")] or lines or [f"exit code {code}"]
+    return re.sub(r"^error: ", "", said[-1])
+
+
+def _line(cell: Cell, record: dict[str, Any], plan: Plan) -> str:
+    if record["state"] != "finished":
+        return f"{cell}: {record['state']}: {record['error']}"
+    found = facts(plan, cell)["metrics"][cell.entry.model]
+    part = "NDCG@10" if cell.trial is None else "validation NDCG@10"
+    figures = f"{part} {found['kept']['ndcg@10']:.4f} history kept, {found['removed']['ndcg@10']:.4f} removed"
+    memory = f", {record['peak_memory_mib']:,} MiB" if record.get("peak_memory_mib") else ""
+    return f"{cell}: {figures}; {record['seconds']:,.0f} s{memory}"
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[int]:
+    """One bench at a time on an output; yields the descriptor that holds the lock, 0 where the system has none."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise RunError(f"cannot write {folder}: {error.strerror}") from None
+    try:
+        try:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"another bench, or a fit that one began, is still at work in {folder}") from None
+        except (ImportError, OSError):  # Windows, or a file system without locks
+            yield 0
+            return
+        yield handle
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _terminated() -> Iterator[None]:
+    """A SIGTERM ends like Ctrl-C, so that the fits end with it."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

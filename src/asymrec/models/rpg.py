@@ -1,0 +1,189 @@
+"""RPG, "Generating Long Semantic IDs in Parallel for Recommendation" (KDD 2025, arXiv 2506.05781).
+
+In words: an item is m codes, found by optimized product quantization of its whitened vector (`quantize/product.py`); it is read as the
+mean of its codes' embeddings; a causal Transformer gives a state after each item of the history; one residual block a code turns the
+state into a vector that is compared with that code's embeddings, the ones that items are read with, by cosine over a temperature.
+All codes of the next item are predicted at once, and an item's score is the mean log-probability of its codes.
+
+What differs from the paper:
+- Scores are exact, over all items. The paper's search of a graph of similar items is there beside it (`decode=graph`,
+  `retrieval/graph.py`).
+- `repeat`: the loss is of codes and says nothing of items that the history already holds, so the number that is added to their
+  scores is not learned with the rest. It is fitted after training, everything else frozen (`seen_weight`). `repeat=false`: the paper.
+- Blocks are pre-norm as in GPT-2, what is read passes a LayerNorm, histories are packed, weights averaged, and the training loop is
+  the one that all models here share; `docs/models/rpg.md` lists the settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from scipy.optimize import brentq
+from scipy.special import expit
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from asymrec.config import Recipe
+from asymrec.data import Dataset, Examples, Sequences, Split
+from asymrec.data.batches import pack
+from asymrec.errors import ConfigError
+from asymrec.models.catalogue import CatalogueModel, CatalogueNetwork, inputs_and_targets
+from asymrec.nn.decoder import Decoder
+from asymrec.nn.losses import CodeSum
+from asymrec.nn.residual import ResidualHeads
+from asymrec.quantize.product import ProductQuantizer
+from asymrec.retrieval.exact import CodeIndex, score_codes
+from asymrec.retrieval.graph import CodeGraph
+from asymrec.training.checkpoint import without_prefix
+from asymrec.training.listener import Listener
+from asymrec.training.loop import QUIET
+
+PLACES = 4096  # users of the validation that the number for repeated items is fitted on
+
+
+class Network(CatalogueNetwork):
+    """Code embeddings, decoder, and heads that compare with the same embeddings.
+
+    Args:
+        recipe: sections network, opq (for K) and training (for the temperature).
+        history: items that are read.
+        codes: int [n_items, H].
+    """
+
+    def __init__(self, recipe: Recipe, history: int, codes: Tensor):
+        net, words, heads = recipe.network, recipe.opq.opq_codewords, codes.shape[1]
+        decoder = Decoder(net.width, net.layers, net.heads, net.ffn, net.dropout, history, net.head_width)
+        super().__init__(decoder, recipe.training.temperature, net.repeat)
+        self.register_buffer("codes", codes.int(), persistent=False)
+        self.embedding = nn.Parameter(torch.randn(heads, words, net.width) * 0.02)
+        self.sum = CodeSum(codes, words)
+        self.norm = nn.LayerNorm(net.width)
+        self.head = ResidualHeads(heads, net.width, recipe.training.temperature)
+
+    def read(self, items: Tensor) -> Tensor:
+        return self.norm(self.sum(self.embedding, items) / len(self.embedding))
+
+
+class RPG(CatalogueModel):
+    """Settings as in `asymrec.config`, by name: `RPG(opq_codes=16, width=448, epochs=60, seed=1)`."""
+
+    name = "rpg"
+    defaults: ClassVar[dict[str, Any]] = {"width": 448, "temperature": 0.03, "learning_rate": 1.5e-3, "batch": 512, "patience": 8}
+    schedule = (12, 6000, 100)
+    space: ClassVar[dict[str, list[Any]]] = {"dropout": [0.3, 0.5], "learning_rate": [1e-3, 1.5e-3, 3e-3], "opq_codes": [16, 32]}
+    network: Network
+    quantizer: ProductQuantizer
+
+    def __init__(self, recipe: Recipe | None = None, **settings: Any):
+        super().__init__(recipe, **settings)
+        if self.recipe.training.temperature is None:
+            raise ConfigError("rpg compares by cosine: temperature must be a number")
+
+    def _prepare(self, vectors: np.ndarray, counts: np.ndarray, listener: Listener) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        quantizer = self._quantizer()
+        listener.stage(f"quantize {len(vectors):,} items into {self.recipe.opq.opq_codes} codes")
+        quantizer.fit(vectors[counts > 0])
+        codes = quantizer.catalogue(vectors)
+        tensors = {"vectors": torch.from_numpy(vectors), "codes": torch.from_numpy(codes)}
+        tensors |= {f"quantizer.{name}": tensor for name, tensor in quantizer.tensors().items()}
+        return tensors, {"report": quantizer.report(vectors, codes)}
+
+    def _quantizer(self) -> ProductQuantizer:
+        return ProductQuantizer(seed=self.recipe.training.seed, **self.recipe.opq.model_dump())
+
+    def _take(self, tensors: dict[str, Tensor]) -> None:
+        self.quantizer = self._quantizer().restore(without_prefix("quantizer", tensors))
+
+    def _network(self, n_items: int) -> Network:
+        return Network(self.recipe, self.history, self._prepared["codes"])
+
+    def _loss(self, pieces: Sequences) -> Tensor:
+        inputs, goals = inputs_and_targets(pieces)
+        network = self.network
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+            states = network(pack(inputs, None, self.history))
+        codes = network.codes[torch.from_numpy(goals).to(self.device)].long()
+        return network.head.loss(states, network.embedding, codes, self.precision)
+
+    def _fit(
+        self,
+        dataset: Dataset,
+        split: Split,
+        vectors: np.ndarray | None = None,
+        checkpoint: str | None = None,
+        resume: bool = False,
+        listener: Listener = QUIET,
+    ) -> None:
+        self._graph = None  # every epoch is judged exactly
+        super()._fit(dataset, split, vectors, checkpoint, resume, listener)
+        self._finish(split.validation)
+
+    def restore(self, tensors: dict[str, Tensor], vectors: np.ndarray | None, codes: np.ndarray | None) -> None:
+        super().restore(tensors, vectors, codes)
+        self._finish()
+
+    def _finish(self, validation: Examples | None = None) -> None:
+        """What follows training: the number for repeated items, given what to fit it on, and the graph."""
+        network, decoding = self.network, self.recipe.decoding
+        if validation is not None and network.again is not None:
+            weight = seen_weight(self._known_scores, validation, len(network.embedding), self.recipe.training.seed)
+            with torch.no_grad():
+                network.again.fill_(weight / len(network.embedding) * network.temperature)
+        self._graph = self.graph(decoding.graph_neighbours) if decoding.decode == "graph" else None
+
+    def graph(self, neighbours: int) -> CodeGraph:
+        """The items, each with those most similar to it by the cosines of their codes' embeddings."""
+        words = F.normalize(self.network.embedding.detach(), dim=-1)
+        index = CodeIndex(self._prepared["codes"], self.quantizer.codebook_sizes)
+        return CodeGraph.build(index, words @ words.transpose(1, 2), neighbours)
+
+    def log_probabilities(self, histories: Sequences) -> Tensor:
+        """Of every codeword of the next item: histories, none of them empty -> float32 [n, H, K]."""
+        with torch.inference_mode():
+            return self.network.head.log_probabilities(self._last_states(histories), self.network.embedding).cpu()
+
+    def _known_scores(self, histories: Sequences) -> np.ndarray:
+        tables, decoding = self.log_probabilities(histories), self.recipe.decoding
+        if self._graph is None:
+            scores = score_codes(tables, self._prepared["codes"])
+        else:
+            scores = self._graph.scores(tables, decoding.graph_beam, decoding.graph_steps, self.recipe.training.seed)
+        return self._with_repeat(scores, histories)
+
+    def _freeze(self) -> None:
+        """Nothing is shared by all users but what the network holds."""
+
+
+def seen_weight(scores: Callable[[Sequences], np.ndarray], validation: Examples, heads: int, seed: int) -> float:
+    """What items of the history get on top of their logit, the sum over heads of the log-probabilities of their codes.
+
+    By maximum likelihood of the validation's targets under the softmax over the catalogue, all else fixed. That is where the
+    probability of what was seen before is, on average, the share of targets that were; half a repeat is imagined, so that it is finite
+    where nobody comes back. 0 where there is nothing to fit it on.
+
+    Args:
+        scores: histories, none empty -> float32 [n, n_items], mean over heads; without this number.
+        seed: of the users that are drawn where there are more than `PLACES`.
+    """
+    known = np.flatnonzero(validation.histories.lengths)
+    places = validation.take(np.sort(np.random.default_rng(seed).permutation(known)[:PLACES]))
+    margins, repeats = [], []
+    for start in range(0, len(places.users), 256):
+        part = places.take(np.arange(start, min(start + 256, len(places.users))))
+        logits = torch.from_numpy(scores(part.histories)) * heads
+        seen = torch.zeros_like(logits, dtype=torch.bool)
+        seen[part.histories.owners, part.histories.items] = True
+        came_back = seen[part.targets.owners, part.targets.items].numpy()
+        repeats.append(np.bincount(part.targets.owners, came_back) / part.targets.lengths)
+        margins.append((logits.where(seen, -torch.inf).logsumexp(1) - logits.where(~seen, -torch.inf).logsumexp(1)).double().numpy())
+    if not margins:
+        return 0.0
+    margin, share = np.concatenate(margins), (np.concatenate(repeats).sum() + 0.5) / (len(places.users) + 1)
+    free = np.isfinite(margin)  # the others have seen every item
+    if not free.any():
+        return 0.0
+    margin = margin[free]
+    return float(brentq(lambda weight: expit(weight + margin).mean() - share, -margin.max() - 50, -margin.min() + 50))

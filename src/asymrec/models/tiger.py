@@ -1,0 +1,236 @@
+"""TIGER, "Recommender Systems with Generative Retrieval" (Rajput et al., NeurIPS 2023, arXiv 2305.05065).
+
+In words: an item is a short row of codes, its semantic id, made of its content by an RQ-VAE with one more code where items would share
+the others (`quantize/rqvae.py`); a history is the codes of its items, one after another; an encoder-decoder Transformer of T5's kind
+(`nn/t5.py`) reads them and writes the codes of the next item, each by a softmax over the codewords of its place. Beam search over the
+tree of real ids finds the items of highest probability.
+
+What differs from the paper:
+- Each of an id's places has tokens of its own and the softmax runs over those alone, not over all tokens: a code cannot be written in
+  another's place. Beam search knows the catalogue's ids, so what is written is always an item; the paper's search may write ids that
+  no item has, and looks further.
+- No token for the user: the paper hashes users into 2,000 tokens, which a user unknown in training does not have.
+- AdamW, half a cosine and averaged weights, the training loop that all models here share, instead of an inverse square root over
+  200,000 steps.
+- `repeat` is not there: no item has a logit of its own that a number could be added to.
+- `temperature` is none, as in the paper; where one is set, logits are cosines divided by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from asymrec.config import Recipe
+from asymrec.data import Dataset, Sequences, Split
+from asymrec.data.batches import epoch_batches
+from asymrec.device import choose_precision
+from asymrec.errors import ConfigError
+from asymrec.models.trained import Trained
+from asymrec.nn.heads import scaled, unit
+from asymrec.nn.losses import heads_cross_entropy
+from asymrec.nn.t5 import Stack, padded
+from asymrec.quantize.rqvae import RQVAE
+from asymrec.retrieval.beam import beam_search
+from asymrec.retrieval.trie import Trie
+from asymrec.training.checkpoint import without_prefix
+from asymrec.training.listener import Listener
+
+BEAMS_AT_ONCE = 1 << 14  # prefixes that are gone on with together
+VALIDATION_USERS = 5_000  # writing an item costs fifty times what scoring it does, and an epoch is chosen as well by these
+
+
+class Network(nn.Module):
+    """Encoder, decoder, and an embedding of every code that both read and that is compared with what the decoder says.
+
+    Args:
+        recipe: sections network and training (for the temperature).
+        codes: int [items, H], fixed.
+        words: K, codewords of a place, at most.
+    """
+
+    def __init__(self, recipe: Recipe, codes: Tensor, words: int):
+        super().__init__()
+        net = recipe.network
+        shape = net.width, net.layers, net.heads, net.head_width or net.width // net.heads, net.ffn, net.dropout
+        self.register_buffer("codes", codes.long(), persistent=False)
+        self.embedding = nn.Parameter(torch.randn(codes.shape[1], words, net.width))
+        self.start = nn.Parameter(torch.randn(net.width))
+        self.encoder, self.decoder = Stack(*shape, decoder=False), Stack(*shape, decoder=True)
+        self.temperature = recipe.training.temperature
+
+    def read(self, codes: Tensor) -> Tensor:
+        """Codes int64 [n, h] of an id's first h places -> their embeddings [n, h, width]."""
+        places = torch.arange(codes.shape[1], device=codes.device) * self.embedding.shape[1]
+        return nn.functional.embedding(codes + places, self.embedding.flatten(0, 1))
+
+    def encode(self, histories: Sequences) -> tuple[Tensor, Tensor]:
+        """Histories, none empty, by ascending length -> what the decoder reads of them, see `padded`."""
+        items = torch.from_numpy(histories.items.astype(np.int64)).to(self.start.device)
+        lengths, counts = np.unique(histories.lengths, return_counts=True)
+        runs = [(count, length * self.codes.shape[1]) for length, count in zip(lengths.tolist(), counts.tolist())]
+        return padded(self.encoder(self.read(self.codes[items]).flatten(0, 1), runs)[0], runs)
+
+    def write(self, states: Tensor, missing: Tensor, codes: Tensor) -> Tensor:
+        """The decoder's states for all H places of target codes int64 [n, H], each seeing the places before: [n, H, width]."""
+        n, places = codes.shape
+        read = torch.cat((self.start.expand(n, 1, -1), self.read(codes[:, :-1])), 1)
+        return self.decoder(read.flatten(0, 1), [(n, places)], states, missing)[0].view(n, places, -1)
+
+    def query(self, states: Tensor) -> Tensor:
+        """What is multiplied with the codewords of a place; T5 divides by the root of the width where embeddings are compared with."""
+        return scaled(states, self.temperature) * (states.shape[-1] ** -0.5 if self.temperature is None else 1.0)
+
+    def words(self) -> Tensor:
+        """[H, K, width]"""
+        return unit(self.embedding, self.temperature)
+
+
+class Tiger(Trained):
+    """Settings as in `asymrec.config`, by name: `Tiger(epochs=40, beam=20, seed=1)`.
+
+    `scores` is the log-probability of the items that a beam of `beam` finds, and -inf for all others; an evaluation sees this.
+    `recommend` searches among the allowed items alone and with as wide a beam as it takes to have k left without the history's, so
+    that none is missing; `score` gives exact log-probabilities of the items it is asked for.
+    """
+
+    name = "tiger"
+    schedule = (20, 4000, 200)
+    defaults = {  # noqa: RUF012
+        "width": 128, "layers": 4, "heads": 6, "head_width": 64, "ffn": 1024, "dropout": 0.1, "history": 20, "repeat": False,
+        "temperature": None, "learning_rate": 2e-3, "batch": 256,
+    }  # fmt: skip
+    space = {"dropout": [0.1, 0.2], "learning_rate": [1e-3, 2e-3, 4e-3], "history": [20, 50]}  # noqa: RUF012
+    network: Network
+    quantizer: RQVAE
+    trie: Trie  # what the search may find
+    wanted: tuple[int, bool] = 0, False  # how many items must be found at least, and whether beside those of the history
+
+    def __init__(self, recipe: Recipe | None = None, **settings: Any):
+        super().__init__(recipe, **settings)
+        if self.recipe.network.repeat:
+            raise ConfigError("tiger has no logit of an item that a number could be added to: repeat must be false")
+
+    # Training
+
+    def _fit(self, dataset: Dataset, split: Split, *arguments: Any, **options: Any) -> None:
+        self._train = split.train  # whole sequences: a target near the start of a piece has its whole history
+        self._starts = np.repeat(split.train.offsets[:-1], split.train.lengths)
+        users = np.linspace(0, len(split.validation) - 1, min(len(split.validation), VALIDATION_USERS)).astype(np.int64)
+        super()._fit(dataset, replace(split, validation=split.validation.take(users)), *arguments, **options)
+
+    def _prepare(self, vectors: np.ndarray, counts: np.ndarray, listener: Listener) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        quantizer = self._quantizer()
+        listener.stage(f"quantize {len(vectors):,} items into {quantizer.n_codes} codes")
+        quantizer.fit(vectors[counts > 0])
+        codes = quantizer.catalogue(vectors)
+        tensors = {"vectors": torch.from_numpy(vectors), "codes": torch.from_numpy(codes)}
+        tensors |= {f"quantizer.{name}": tensor for name, tensor in quantizer.tensors().items()}
+        return tensors, {"report": quantizer.report(vectors, codes)}
+
+    def _quantizer(self) -> RQVAE:
+        return RQVAE(seed=self.recipe.training.seed, **self.recipe.rqvae.model_dump())
+
+    def _take(self, tensors: dict[str, Tensor]) -> None:
+        self.quantizer = self._quantizer().restore(without_prefix("quantizer", tensors))
+        self.trie = Trie(tensors["codes"].numpy())
+
+    def _network(self, n_items: int) -> Network:
+        return Network(self.recipe, self._prepared["codes"], max(self.quantizer.codebook_sizes))
+
+    def _batches(self, pieces: Sequences, epoch: int) -> list[np.ndarray]:
+        """Places of targets in the training interactions: each of them is an example with the history before it."""
+        targets, training = np.flatnonzero(np.arange(len(self._starts)) > self._starts), self.recipe.training
+        batches = epoch_batches(np.ones(len(targets), np.int64), training.batch, seed=training.seed, epoch=epoch)
+        return [targets[rows] for rows in batches]
+
+    def _loss(self, targets: np.ndarray) -> Tensor:
+        begin = np.maximum(self._starts[targets], targets - self.history)
+        order = np.argsort(targets - begin, kind="stable")
+        targets, histories = targets[order], self._train.between(begin[order], targets[order])
+        network = self.network
+        codes = network.codes[torch.from_numpy(self._train.items[targets].astype(np.int64)).to(self.device)]
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+            query = network.query(network.write(*network.encode(histories), codes))
+        return heads_cross_entropy(query.transpose(0, 1), network.words(), codes.T.contiguous(), self.precision)
+
+    # Search
+
+    def recommend(
+        self,
+        histories: Sequence[Sequence[Any]] | None = None,
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+        only: Sequence[Any] | None = None,
+        exclude: Sequence[Any] | None = None,
+        **options: Any,
+    ) -> tuple[list[list[Any]], list[list[float]]]:
+        allowed = np.full(self.dataset.n_items, only is None)
+        if only is not None:
+            allowed[self.dataset.item_rows(only)] = True
+        if exclude is not None:
+            allowed[self.dataset.item_rows(exclude)] = False
+        among = self._among(np.flatnonzero(allowed))
+        among.wanted = k, exclude_seen
+        return super(Tiger, among).recommend(histories, k, exclude_seen=exclude_seen, only=only, exclude=exclude, **options)
+
+    def score(self, histories: Sequence[Sequence[Any]], items: Sequence[Any], times: Sequence[Sequence[int]] | None = None) -> np.ndarray:
+        rows = np.unique(self.dataset.item_rows(items))
+        among = self._among(rows)
+        among.wanted = len(rows), False
+        return super(Tiger, among).score(histories, items, times)
+
+    def _among(self, rows: np.ndarray) -> Tiger:
+        """The same model, searching among some items alone (rows int [m], ascending)."""
+        among = copy(self)
+        if 0 < len(rows) < self.dataset.n_items:
+            among.trie = Trie(self._prepared["codes"].numpy()[rows], rows)
+        return among
+
+    def _known_scores(self, histories: Sequences) -> np.ndarray:
+        out = np.full((len(histories), len(self._popularity)), -np.inf, np.float32)
+        least, beside = self.wanted
+        beam, read = self.recipe.network.beam, histories.last(self.history)
+        # whole multiples of the beam, each history's own: what is found does not depend on the others in the batch
+        widths = np.minimum(-(-np.maximum(least + beside * histories.lengths, 1) // beam) * beam, len(self.trie))
+        order = np.lexsort((read.lengths, widths))
+        precision = choose_precision(self.recipe.training.precision, self.device)
+        with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
+            for width in np.unique(widths).tolist():
+                rows = order[widths[order] == width]
+                for part in np.split(rows, range(0, len(rows), max(1, BEAMS_AT_ONCE // width))[1:]):
+                    leaves, scores = self._search(read.take(part), width)
+                    found = leaves >= 0
+                    owners, items = self.trie.items(leaves[found])
+                    out[np.repeat(part, found.sum(1))[owners], items] = scores[found][owners]
+        return out
+
+    def _search(self, histories: Sequences, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Leaves and scores of the beam for histories by ascending length; the encoder runs once."""
+        network, device = self.network, self.device
+        encoded = network.encode(histories)
+        words, cache, place = network.words().float(), [()] * self.recipe.network.layers, 0
+
+        def step(parents: np.ndarray, tokens: np.ndarray | None) -> np.ndarray:
+            nonlocal cache, place
+            came = torch.from_numpy(parents).to(device)
+            begun = tokens is not None
+            read = network.embedding[place - 1][torch.from_numpy(tokens).to(device)] if begun else network.start.expand(len(parents), -1)
+            cache = [tuple((key[came], value[came]) for key, value in layer) for layer in cache]
+            written, cache = network.decoder(read, [(len(parents), 1)], *encoded, cache)
+            place += 1
+            with torch.autocast(device.type, enabled=False):
+                return (network.query(written).float() @ words[place - 1].T).log_softmax(-1).cpu().numpy()
+
+        return beam_search(self.trie, step, len(histories), width)
+
+    def code_groups(self) -> np.ndarray:
+        """Items that share all codes but the one that tells them apart."""
+        return np.unique(self._prepared["codes"].numpy()[:, :-1], axis=0, return_inverse=True)[1].reshape(-1)

@@ -1,0 +1,273 @@
+"""RQ-VAE, the residual-quantized autoencoder: TIGER's item ids, https://arxiv.org/abs/2305.05065, after Lee et al. 2022,
+https://arxiv.org/abs/2203.01941
+
+In words: an encoder (MLP, ReLU) maps an item's vector x to a latent z of small width; z is quantized by L levels of codebooks of K
+codewords, each level taking the nearest codeword e_l to what the levels before left, r_l; a decoder (the same, backwards) rebuilds x
+from the sum of codewords, and gradients pass the quantizer straight through. The loss is ||x - x^||^2 + the sum over levels of
+||sg[r_l] - e_l||^2 + beta * ||r_l - sg[e_l]||^2, sg for "as a constant". The id is the L codes and ONE MORE, which counts up among
+the items of a catalogue whose L codes are the same.
+
+What differs from the papers:
+- The codewords' own term, ||sg[r_l] - e_l||^2, is not descended but solved as in Lee et al.: a codeword is the moving average of the
+  residuals that choose it; the encoder and the decoder learn by AdamW. A codeword that falls out of use restarts on a residual.
+- Both errors are means over entries instead of sums, so that beta means the same for every width; vectors are centred and scaled to
+  mean variance 1.
+- k-means starts the codebooks, level by level, on the latents of up to 65,536 items rather than of the first batch, and at the end
+  two rounds put each codeword on the mean of the items that choose it.
+- A codebook gets at most one codeword for every 4 items; the remaining ones repeat the first and are never chosen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from asymrec.config import Recipe
+from asymrec.errors import QuantizerError
+from asymrec.quantize import kmeans
+from asymrec.quantize.base import Quantizer, matrix
+from asymrec.quantize.distinct import identical
+from asymrec.quantize.linear import BLOCK, moments, sample_items
+from asymrec.threads import spread, team
+
+STEPS = 4000  # of training, where the number of epochs is not given
+DECAY, HORIZON = 0.99, 1 / 40  # of the moving averages that codewords are; they look back over at most this share of the steps
+WARMUP = 0.02  # share of the steps in which the learning rate rises
+START_ITEMS = 2**16
+START_STEPS, FINAL_STEPS = 15, 2  # rounds of k-means a level
+LARGE = 1e6  # a latent beyond this: the training diverges
+
+Layers = list[tuple[Tensor, Tensor]]  # weight [out, in] and bias [out] of each
+
+
+class RQVAE(Quantizer):
+    """L residual levels of K codewords and the collision code, of K values too; settings are the fields of `RQVAEConfig`, and a seed.
+
+    `encode` knows nothing of other items: its last code is 0. `catalogue` numbers the items that share the other codes, in the order
+    of rows; `decode` does not read that number.
+    Raises ConfigError: unknown setting, impossible value; QuantizerError: on fit, the training diverges; on `catalogue`, more than K
+    items share their other codes.
+    """
+
+    def __init__(self, *, seed: int = 0, **settings: Any):
+        self.config = Recipe.of({"rqvae": settings}).rqvae
+        self.seed = seed
+        self.codebook_sizes = (self.config.rqvae_codewords,) * (self.config.rqvae_levels + 1)
+        self._tensors: dict[str, Tensor] = {}
+
+    @property
+    def code_shape(self) -> tuple[int, int]:
+        return 1, self.config.rqvae_levels + 1
+
+    @property
+    def width(self) -> int | None:
+        return len(self._tensors["mean"]) if self._tensors else None
+
+    def catalogue(self, vectors: Any, codes: np.ndarray | None = None) -> np.ndarray:
+        """The codes of a whole catalogue, int32 [n, L + 1]: as `encode`, and the last column is the item's number, from 0 and in the
+        order of rows, among those with the same L codes.
+
+        Raises as `encode`; QuantizerError: more items share their L codes than the collision code counts.
+        """
+        vectors = matrix(vectors, self._fitted_width())
+        codes = self._encode(vectors) if codes is None else codes.copy()
+        if not self.distinct:
+            return codes
+        codes[:, -1] = 0
+        for rows in identical(codes):
+            if len(rows) > self.codebook_sizes[-1]:
+                shared = ", ".join(map(str, codes[rows[0], :-1]))
+                raise QuantizerError(
+                    f"{len(rows)} items share the codes ({shared}), one more code tells only {self.codebook_sizes[-1]} apart: "
+                    "raise rqvae_codewords or rqvae_levels"
+                )
+            codes[rows, -1] = np.arange(len(rows))
+        return codes
+
+    def latents(self, vectors: Any) -> np.ndarray:
+        """[n, d] -> what the encoder makes of it, before quantization, float32 [n, latent]. Raises as `encode`."""
+        vectors = matrix(vectors, self._fitted_width())
+        latents = np.empty((len(vectors), self.config.latent), dtype=np.float32)
+        for start in range(0, len(vectors), BLOCK):
+            latents[start : start + BLOCK] = self._latents(vectors[start : start + BLOCK]).numpy()
+        return latents
+
+    def tensors(self) -> dict[str, Tensor]:
+        """mean [d]; scale []; encoder.i.weight [out, in] and encoder.i.bias [out] of each layer, decoder.i.* as well;
+        codebooks [L, K, latent]; fitted [], codewords in use."""
+        self._fitted_width()
+        return dict(self._tensors)
+
+    def restore(self, tensors: dict[str, Tensor]) -> RQVAE:
+        """Takes the tensors of a fit with the same levels, codewords and widths. Raises QuantizerError: names or shapes do not fit."""
+        shapes = self._shapes(len(tensors.get("mean", ())))
+        missing = [name for name in shapes if name not in tensors]
+        if missing:
+            raise QuantizerError(f"tensors of RQVAE: '{missing[0]}' is missing")
+        for name, shape in shapes.items():
+            if tuple(tensors[name].shape) != shape:
+                raise QuantizerError(f"tensors of RQVAE: '{name}' has shape {tuple(tensors[name].shape)}, expected {shape}")
+        self._tensors = {name: tensors[name].clone() for name in shapes}
+        return self
+
+    def _shapes(self, d: int) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of all that is learned."""
+        config, widths = self.config, self._widths(d)
+        shapes = {"mean": (d,), "scale": (), "codebooks": (config.rqvae_levels, config.rqvae_codewords, config.latent), "fitted": ()}
+        for part, path in (("encoder", widths), ("decoder", widths[::-1])):
+            for layer, (inner, outer) in enumerate(pairwise(path)):
+                shapes |= {f"{part}.{layer}.weight": (outer, inner), f"{part}.{layer}.bias": (outer,)}
+        return shapes
+
+    def _widths(self, d: int) -> tuple[int, ...]:
+        return d, *self.config.hidden, self.config.latent
+
+    def _fit(self, vectors: np.ndarray, weights: np.ndarray) -> None:
+        with team() as together:  # the steps wait for each other: one thread, and equal codes whatever the number of threads
+            generator = torch.Generator().manual_seed(self.seed)
+            x, weights = sample_items(vectors, weights, self.config.rqvae_codewords, generator)
+            mean, covariance = moments(x, weights, together)
+            mean, scale = mean.float(), (covariance.trace() / len(mean)).sqrt().float()
+            self._learn((x - mean) / scale, weights, {"mean": mean, "scale": scale}, generator)
+
+    def _learn(self, x: Tensor, weights: Tensor, tensors: dict[str, Tensor], generator: torch.Generator) -> None:
+        """The training on standardised vectors."""
+        config, n = self.config, len(x)
+        widths, batch = self._widths(x.shape[1]), min(config.rqvae_batch, len(x))
+        encoder, decoder = new_layers(widths, generator), new_layers(widths[::-1], generator)
+        fitted = kmeans.codewords_for(n, config.rqvae_codewords)
+        rows = torch.randperm(n, generator=generator)[:START_ITEMS].sort().values
+        with torch.no_grad():
+            latents = mlp(x[rows], encoder).unsqueeze(0)
+        start = kmeans.residual_start(latents, config.rqvae_levels, fitted, weights[rows], START_STEPS, generator)
+        least = max(0.5 * batch / n, 0.01 * batch / fitted)  # half an item of the catalogue, or 1 % of an even share
+        epochs = math.ceil(STEPS / (n // batch)) if config.rqvae_epochs is None else config.rqvae_epochs
+        steps = epochs * (n // batch)
+        decay = min(DECAY, max(0.5, 1 - 1 / (HORIZON * max(1, steps))))
+        codebooks = kmeans.MovingAverages(start, decay, least, generator)
+
+        parameters = [parameter for layer in encoder + decoder for parameter in layer]
+        optimizer = torch.optim.AdamW(parameters, lr=config.rqvae_rate, fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share_of_rate(step, steps))
+        for _ in range(epochs):
+            order = torch.randperm(n, generator=generator)
+            for rows in order[: n - n % batch].split(batch):
+                loss = self._loss(x[rows], weights[rows], encoder, decoder, codebooks)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+
+        with torch.no_grad():
+            latents = _sane(mlp(x, encoder)).unsqueeze(0)
+        settled = kmeans.residual_settle(latents, torch.stack(codebooks.codebooks, 1), weights, FINAL_STEPS, generator)
+        tensors |= {"codebooks": kmeans.repeated(settled[0], config.rqvae_codewords), "fitted": torch.tensor(fitted)}
+        for part, layers in (("encoder", encoder), ("decoder", decoder)):
+            for layer, (weight, bias) in enumerate(layers):
+                tensors |= {f"{part}.{layer}.weight": weight.detach(), f"{part}.{layer}.bias": bias.detach()}
+        self._tensors = tensors
+
+    def _loss(self, x: Tensor, weight: Tensor, encoder: Layers, decoder: Layers, codebooks: kmeans.MovingAverages) -> Tensor:
+        """Reconstruction and commitment of a batch [b, d]; the codebooks take it in."""
+        latent = mlp(x, encoder)
+        fixed = _sane(latent.detach())
+        left = codebooks.step(fixed.unsqueeze(0), weight)[:, 0]  # [L, b, latent], what each level leaves: r_l - e_l
+        rebuilt = mlp(latent - left[-1], decoder)  # straight through: the value of the codewords, the gradient of the latent
+        # r_l - sg[e_l] is z less a constant: the sum of the codewords up to level l
+        commitment = (latent - (fixed - left)).square().mean(2).sum(0)
+        return ((functional.mse_loss(rebuilt, x, reduction="none").mean(1) + self.config.commitment * commitment) * weight).mean()
+
+    def _layers(self, part: str) -> Layers:
+        return [(self._tensors[f"{part}.{i}.weight"], self._tensors[f"{part}.{i}.bias"]) for i in range(len(self.config.hidden) + 1)]
+
+    def _latents(self, vectors: np.ndarray) -> Tensor:
+        return mlp((torch.from_numpy(vectors) - self._tensors["mean"]) / self._tensors["scale"], self._layers("encoder"))
+
+    def _encode(self, vectors: np.ndarray) -> np.ndarray:
+        codebooks = self._tensors["codebooks"][:, : int(self._tensors["fitted"])]
+        codes = np.zeros((len(vectors), self.n_codes), dtype=np.int32)
+
+        def block(start: int) -> None:
+            residual = self._latents(vectors[start : start + BLOCK]).unsqueeze(0)
+            for level, codebook in enumerate(codebooks.unsqueeze(1)):
+                index, _ = kmeans.nearest(residual, codebook)
+                residual = residual - kmeans.gather(codebook, index)
+                codes[start : start + BLOCK, level] = index[0].numpy()
+
+        spread(block, range(0, len(vectors), BLOCK))
+        return codes
+
+    def _decode(self, codes: np.ndarray) -> np.ndarray:
+        vectors, decoder = np.empty((len(codes), self._fitted_width()), dtype=np.float32), self._layers("decoder")
+        for start in range(0, len(codes), BLOCK):
+            rebuilt = mlp(self._partial(codes[start : start + BLOCK])[-1], decoder)
+            vectors[start : start + BLOCK] = (self._tensors["mean"] + rebuilt * self._tensors["scale"]).numpy()
+        return vectors
+
+    def _partial(self, codes: np.ndarray) -> Tensor:
+        """Sums of codewords after each level [L, n, latent]."""
+        index = torch.from_numpy(codes[:, :-1].T.astype(np.int64))
+        return kmeans.gather(self._tensors["codebooks"], index).cumsum(0)
+
+    def _alternatives(self, vector: np.ndarray, codes: np.ndarray) -> Iterator[tuple[int, ...]]:
+        """The collision codes first, which cost nothing, then codewords of the last level, of the level above it, ..."""
+        books, own = self._tensors["codebooks"].numpy(), tuple(map(int, codes[:-1]))
+
+        def walk(residual: np.ndarray, prefix: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+            if len(prefix) == len(books):
+                yield prefix
+                return
+            book = books[len(prefix)]
+            for code in np.argsort(np.square(residual - book).sum(1), kind="stable"):
+                yield from walk(residual - book[code], (*prefix, int(code)))
+
+        numbers = range(self.codebook_sizes[-1])
+        yield from ((*own, number) for number in numbers)
+        for others in walk(self._latents(vector[None])[0].numpy(), ()):
+            if others != own:
+                yield from ((*others, number) for number in numbers)
+
+    def details(self, vectors: np.ndarray, codes: np.ndarray) -> dict[str, Any]:
+        """R2 of the latents after each level, and what of the code is learned: the levels but not the collision code."""
+        latents = torch.from_numpy(self.latents(vectors))
+        error = (latents - self._partial(codes)).square().sum((1, 2), dtype=torch.float64)
+        total = float((latents - latents.mean(0)).square().sum(dtype=torch.float64))
+        return {
+            "space_r2": (1 - error / max(total, 1e-30)).tolist(),
+            "codewords_fitted": int(self._tensors["fitted"]),
+            "learned_levels": self.config.rqvae_levels,
+        }
+
+
+def new_layers(widths: tuple[int, ...], generator: torch.Generator) -> Layers:
+    """Layers from each width to the next; weights even in +-sqrt(6 / in), as suits ReLU (He et al., 2015), biases 0."""
+    layers = []
+    for inner, outer in pairwise(widths):
+        weight = (2 * torch.rand(outer, inner, generator=generator) - 1) * math.sqrt(6 / inner)
+        layers.append((weight.requires_grad_(), torch.zeros(outer, requires_grad=True)))
+    return layers
+
+
+def mlp(x: Tensor, layers: Layers) -> Tensor:
+    """x [n, in] through the layers, ReLU between them."""
+    for place, (weight, bias) in enumerate(layers):
+        x = functional.linear(functional.relu(x) if place else x, weight, bias)
+    return x
+
+
+def _sane(latents: Tensor) -> Tensor:
+    if not latents.abs().max() < LARGE:  # also when not a number
+        raise QuantizerError("the training of RQVAE diverges: lower rqvae_rate")
+    return latents
+
+
+def _share_of_rate(step: int, steps: int) -> float:
+    """Share of the learning rate at a step: a linear rise, under half a cosine down to 0."""
+    return min(1.0, (step + 1) / max(1.0, WARMUP * steps)) * 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))

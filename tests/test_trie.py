@@ -1,0 +1,67 @@
+"""The trie against sets of tuples."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asymrec.retrieval.trie import Trie
+
+
+@st.composite
+def catalogues(draw):
+    """Codes [n, H] out of few codewords, so that prefixes and whole ids are shared."""
+    depth, words = draw(st.integers(1, 4)), draw(st.integers(1, 5))
+    row = st.lists(st.integers(0, words - 1), min_size=depth, max_size=depth)
+    return np.array(draw(st.lists(row, min_size=1, max_size=40)))
+
+
+def spelled(trie):
+    """For each level the prefix of each of its nodes, found by walking down from the root."""
+    levels = [[()]]
+    for level in range(trie.depth):
+        owners, children = trie.children(level, np.arange(len(levels[-1])))
+        assert children.tolist() == list(range(len(children)))  # nodes in order have children in order, none missing
+        levels.append([(*levels[-1][owner], trie.tokens[level][child].item()) for owner, child in zip(owners, children)])
+    return levels
+
+
+@given(catalogues())
+def test_its_nodes_are_the_distinct_prefixes_in_order(codes):
+    trie = Trie(codes)
+    assert trie.depth == codes.shape[1] and len(trie) == len({*map(tuple, codes.tolist())})
+    for level, prefixes in enumerate(spelled(trie)):
+        assert prefixes == sorted({tuple(row[:level]) for row in codes.tolist()})
+
+
+@given(catalogues(), st.data())
+def test_children_of_any_nodes_are_what_may_follow(codes, data):
+    trie = Trie(codes)
+    levels = spelled(trie)
+    level = data.draw(st.integers(0, trie.depth - 1))
+    nodes = data.draw(st.lists(st.integers(0, len(levels[level]) - 1), max_size=6))
+    owners, children = trie.children(level, np.array(nodes, np.int64))
+    found = [(owner, trie.tokens[level][child].item()) for owner, child in zip(owners.tolist(), children.tolist())]
+    may_follow = [sorted({row[level] for row in codes.tolist() if tuple(row[:level]) == levels[level][node]}) for node in nodes]
+    assert found == [(number, code) for number, allowed in enumerate(may_follow) for code in allowed]
+
+
+@given(catalogues(), st.data())
+def test_leaves_hold_the_items_of_their_codes(codes, data):
+    rows = np.array(sorted(data.draw(st.sets(st.integers(0, 99), min_size=len(codes), max_size=len(codes)))))
+    trie = Trie(codes, rows)
+    owners, items = trie.items(np.arange(len(trie)))
+    assert sorted(items.tolist()) == rows.tolist()
+    of = dict(zip(rows.tolist(), map(tuple, codes.tolist())))
+    ids = spelled(trie)[-1]
+    assert all(ids[owner] == of[item] for owner, item in zip(owners.tolist(), items.tolist()))
+    assert all(a < b for one, other, a, b in zip(owners, owners[1:], items, items[1:]) if one == other)
+
+
+def test_what_is_no_catalogue_is_refused():
+    for codes in (np.zeros((0, 3), int), np.zeros((2, 0), int), np.zeros(3, int), np.zeros((2, 2))):
+        with pytest.raises(ValueError, match="codes must be integers"):
+            Trie(codes)
+    for rows in ([0], [1, 1], [2, 1]):
+        with pytest.raises(ValueError, match="rows must be ascending"):
+            Trie(np.zeros((2, 2), int), rows)
