@@ -74,7 +74,8 @@ def test_with_rotation_it_is_as_good_as_faiss_and_better_than_without(seed):
 
 def test_every_round_helps_where_a_rotation_takes_facets_apart():
     vectors = independent()
-    errors = [our_error(ProductQuantizer(opq_codes=4, opq_codewords=16, opq_rounds=rounds).fit(vectors), vectors) for rounds in (0, 5, 20, 60)]
+    settings = {"opq_codes": 4, "opq_codewords": 16}
+    errors = [our_error(ProductQuantizer(**settings, opq_rounds=rounds).fit(vectors), vectors) for rounds in (0, 5, 20, 60)]
     assert (np.diff(errors) < 0).all() and errors[-1] < 0.8 * errors[0]
 
 

@@ -19,11 +19,6 @@ STEPS = 2  # buckets an octave
 OCTAVES = (-16, 24)  # around the unit: with a minute for unit, from 1 ms to 30 years
 BUCKETS = 2 + STEPS * (OCTAVES[1] - OCTAVES[0]) + 1
 
-import os
-
-INIT = float(os.environ.get("INIT", "0.5"))
-BIAS = float(os.environ.get("BIAS", "0"))
-
 
 def time_buckets(times: Tensor, unit: Tensor) -> Tensor:
     """times int64 [R, W], unit a positive number of the same unit -> int64 [R, W, W], the bucket of query's (second) minus key's time.
@@ -49,8 +44,9 @@ class Block(nn.Module):
         inner = heads * (head_width or width // heads)
         self.norm = nn.LayerNorm(width)
         self.uvqk = nn.Linear(width, 4 * inner)
-        self.distance = nn.Parameter(torch.full((heads, history), BIAS))
-        self.time = nn.Parameter(torch.full((heads, BUCKETS), BIAS))
+        # together 1: a layer starts close to the mean of what it sees, where the SiLU has a slope
+        self.distance = nn.Parameter(torch.full((heads, history), 0.5))
+        self.time = nn.Parameter(torch.full((heads, BUCKETS), 0.5))
         self.norm_taken = nn.LayerNorm(inner)
         self.out = nn.Linear(inner, width)
 
@@ -85,7 +81,7 @@ class HSTUDecoder(nn.Module):
         history: int,
         head_width: int | None = None,
         unit: float = 1.0,
-        forget: float = float(os.environ.get("FORGET","0.1")),
+        forget: float = 0.1,
     ):
         super().__init__()
         self.register_buffer("unit", torch.tensor(unit, dtype=torch.float32))
@@ -93,7 +89,7 @@ class HSTUDecoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.dropout, self.forget = dropout, forget
         for block in self.blocks:
-            nn.init.normal_(block.uvqk.weight, std=INIT * width**-0.5)
+            nn.init.normal_(block.uvqk.weight, std=0.5 * width**-0.5)
             nn.init.normal_(block.out.weight, std=0.02 / (2 * layers) ** 0.5)
 
     def forward(self, x: Tensor, segment: Tensor, times: Tensor | None = None) -> Tensor:
