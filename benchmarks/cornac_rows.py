@@ -13,7 +13,7 @@ epoch by its own NDCG@10 on 2,000 validation users.
 
 Settings are the best that cornac documents for Beauty: SASRec's from the tuning table in its cornac/models/tiger/README.md, RPG's are
 RPG_BEAUTY_CONFIG, TIGER's PAISCHER_CONFIG. RPG and TIGER get the item vectors that our models get. On a CPU most of this is out of
-reach: what `--set` changes stands in the log as "changed". `--steps-only USERS` trains one epoch on that many users alone, and logs
+reach: what `--set` changes stands in the log as "changed". `--steps N` makes N training steps alone, and logs
 the time that the whole recipe would take instead of figures.
 """
 
@@ -22,8 +22,10 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from cornac.models import RPG, TIGER, SASRec
 from cornac.models.rpg import RPG_BEAUTY_CONFIG
 from cornac.models.sasrec import recom_sasrec
 from cornac.models.tiger import PAISCHER_CONFIG
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from asymrec import machine
 from asymrec.config import VectorsConfig
@@ -77,8 +80,8 @@ def sessions(users: np.ndarray, *parts: Sequences) -> list[tuple[int, int, int, 
     return lines
 
 
-def splits(split: Split, vectors: np.ndarray | None, users: int | None) -> NextItemEvaluation:
-    """Our split as cornac's; `users`: train on the first so many only."""
+def splits(split: Split, vectors: np.ndarray | None) -> NextItemEvaluation:
+    """Our split as cornac's."""
     features = {} if vectors is None else {"item_feature": FeatureModality(features=vectors, ids=list(range(len(vectors))))}
     warm = np.flatnonzero(
         np.isin(split.validation.targets.items, split.train.items)
@@ -87,7 +90,7 @@ def splits(split: Split, vectors: np.ndarray | None, users: int | None) -> NextI
     held = [
         sessions(examples.users, examples.histories, examples.targets) for examples in (split.validation.take(np.sort(chosen)), split.test)
     ]
-    train = sessions(split.train_users[:users], split.train)
+    train = sessions(split.train_users, split.train)
     return NextItemEvaluation.from_splits(train, held[1], held[0], fmt="USIT", exclude_unknowns=False, mode="last", **features)
 
 
@@ -124,27 +127,34 @@ def own_figures(model: Any, method: NextItemEvaluation, test: Examples) -> dict[
     return {name.lower(): float(value) for name, value in found.metric_avg_results.items()}
 
 
-def projection(build: Any, split: Split, vectors: np.ndarray | None, settings: dict, users: int) -> dict[str, Any]:
-    """CPU seconds of an epoch and hours of the whole recipe, from one epoch on the first `users` users; making codes is not in it."""
-
-    def seconds(epochs: int) -> float:
-        method = splits(split, vectors, users)
-        began = time.process_time()
-        build(**settings | {"n_epochs": epochs} | ({"tokenizer": "rkmeans"} if build is TIGER else {})).fit(method.train_set)
-        return time.process_time() - began
-
-    def examples(sequences: Sequences) -> int:  # RPG trains on rows of `max_len` targets, the others on every prefix
-        lengths = sequences.lengths[sequences.lengths > 1]
-        return int(np.maximum(lengths - settings["max_len"], 1).sum() if build is RPG else (lengths - 1).sum())
-
-    few, all_of = examples(split.train.take(np.arange(users))), examples(split.train)
-    spent = seconds(1) - seconds(0)
-    epoch = spent * all_of / few
-    found = {"users": users, "examples": few, "cpu_seconds": spent, "epoch_examples": all_of, "epoch_cpu_seconds": epoch}
-    return found | {"recipe_epochs": settings["n_epochs"], "recipe_cpu_hours": epoch * settings["n_epochs"] / 3600}
+class Enough(Exception):
+    """The steps that were asked for are made."""
 
 
-def run(name: str, folder: Path, changed: dict[str, Any], steps_only: int | None) -> dict[str, Any]:
+def projection(model: Any, method: NextItemEvaluation, split: Split, steps: int) -> dict[str, Any]:
+    """CPU hours of the whole recipe from so many of its training steps after a first one; making codes is not in it."""
+    lengths = split.train.lengths[split.train.lengths > 1]
+    # RPG trains on rows of `max_len` targets, the others on every prefix
+    examples = int(np.maximum(lengths - model.max_len, 1).sum() if isinstance(model, RPG) else (lengths - 1).sum())
+    clock: list[float] = []
+
+    def after(*_: Any) -> None:
+        clock.append(time.process_time())
+        if len(clock) > steps:
+            raise Enough
+
+    if isinstance(model, TIGER):
+        model.tokenizer = "rkmeans"  # no steps of its own, and codes of the same shape
+    handle = register_optimizer_step_post_hook(after)
+    with suppress(Enough):
+        model.fit(method.train_set)
+    handle.remove()
+    step, of = (clock[-1] - clock[0]) / steps, math.ceil(examples / model.batch_size)
+    found = {"steps": steps, "step_cpu_seconds": step, "epoch_steps": of, "epoch_cpu_seconds": step * of}
+    return found | {"recipe_epochs": model.n_epochs, "recipe_cpu_hours": step * of * model.n_epochs / 3600}
+
+
+def run(name: str, folder: Path, changed: dict[str, Any], steps: int | None) -> dict[str, Any]:
     data = Dataset.read(folder)
     build, recipe = MODELS[name]
     settings = recipe | {"device": "cpu", "seed": 0, "verbose": True} | changed
@@ -152,11 +162,11 @@ def run(name: str, folder: Path, changed: dict[str, Any], steps_only: int | None
     vectors = item_vectors(data, VectorsConfig()) if build is not SASRec else None
     log = {"model": f"cornac {name}", "data": folder.name, "settings": settings, "recipe": recipe, "changed": changed}
     log |= {"packages": dict(versions()), "machine": machine.facts("cpu")}
-    if steps_only:
-        return log | {"projection": projection(build, split, vectors, settings, steps_only)}
-
-    method = splits(split, vectors, None)
+    method = splits(split, vectors)
     model = build(**settings)
+    if steps:
+        return log | {"projection": projection(model, method, split, steps)}
+
     curve = watch(model)
     cpu, wall = time.process_time(), time.perf_counter()
     model.fit(method.train_set, method.val_set)
@@ -183,13 +193,15 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an argument of cornac's constructor")
-    parser.add_argument("--steps-only", type=int, metavar="USERS", help="how long would it take? From an epoch on so many users")
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="how long would the recipe take? From N training steps; nothing is evaluated"
+    )
     parser.add_argument("--note", help="words for the log, such as what was cut for want of time")
     parser.add_argument("--out", type=Path, help="JSON log")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     changed = {key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in arguments.set)}
-    log = run(arguments.model, arguments.data.resolve(), changed, arguments.steps_only)
+    log = run(arguments.model, arguments.data.resolve(), changed, arguments.steps)
     log |= {"note": arguments.note} if arguments.note else {}
     text = json.dumps(log, indent=1, ensure_ascii=False)
     if arguments.out:

@@ -13,7 +13,8 @@ from asymrec.data import Examples, Sequences
 from asymrec.errors import ConfigError
 from asymrec.evaluation import evaluate
 from asymrec.models import RPG
-from asymrec.models.rpg import Network, seen_weight
+from asymrec.models.repeat import seen_weight
+from asymrec.models.rpg import Network
 from asymrec.nn import residual
 from asymrec.nn.residual import ResidualHeads
 from asymrec.runs import fit_run
@@ -139,16 +140,28 @@ class TestRepeat:
 
     def test_it_is_the_maximum_of_the_likelihood(self):
         """Flat scores, 300 of 400 targets seen before: of probability 2 e^r / (2 e^r + 2), r = log(.75 / .25), and nearly so."""
-        weight = seen_weight(self.flat, self.examples([0] * 150 + [1] * 150 + [2] * 100), 8, seed=0)
-        assert weight == pytest.approx(np.log(300.5 / 100.5), abs=1e-6)
+        weight = seen_weight(self.flat, self.examples([0] * 150 + [1] * 150 + [2] * 100), 4, seed=0)
+        assert weight == pytest.approx(np.log(300.5 / 100.5), abs=1e-3)
+
+    def test_it_is_in_the_units_of_the_scores(self):
+        """Targets drawn from softmax(4 score + 2 [seen]): 2 / 4 is what is added to a score."""
+        rng = np.random.default_rng(0)
+        by_first = rng.normal(size=(12, 12)).astype(np.float32)
+        histories = Sequences.of(rng.integers(12, size=(4000, 3)))
+        scores, seen = by_first[histories.items[::3]], np.zeros((4000, 12))
+        seen[histories.owners, histories.items] = 1
+        targets = (4 * scores + 2 * seen + rng.gumbel(size=scores.shape)).argmax(1)
+        examples = Examples(np.arange(4000, dtype=np.int32), histories, Sequences.of(targets[:, None]))
+        weight = seen_weight(lambda some: by_first[some.items[::3]], examples, 12, seed=0)
+        assert weight == pytest.approx(0.5, abs=0.05)
 
     def test_it_is_finite_where_nobody_or_everybody_comes_back(self):
-        never, always = (seen_weight(self.flat, self.examples([target] * 50), 8, seed=0) for target in (3, 0))
-        assert -6 < never < -4 and 4 < always < 6
+        never, always = (seen_weight(self.flat, self.examples([target] * 50), 4, seed=0) for target in (3, 0))
+        assert -5 < never < -3 and 3 < always < 5
 
     def test_without_histories_it_is_nothing(self):
         users = np.arange(2, dtype=np.int32)
-        assert seen_weight(self.flat, Examples(users, Sequences.of([[], []]), Sequences.of([[1], [2]])), 8, seed=0) == 0
+        assert seen_weight(self.flat, Examples(users, Sequences.of([[], []]), Sequences.of([[1], [2]])), 4, seed=0) == 0
 
     def test_users_who_return_and_users_who_do_not(self):
         assert RPG(**SMALL).fit(Dataset.read(*tables())).network.repeat.item() < -0.3

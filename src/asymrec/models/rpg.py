@@ -9,20 +9,17 @@ What differs from the paper:
 - Scores are exact, over all items. The paper's search of a graph of similar items is there beside it (`decode=graph`,
   `retrieval/graph.py`).
 - `repeat`: the loss is of codes and says nothing of items that the history already holds, so the number that is added to their
-  scores is not learned with the rest. It is fitted after training, everything else frozen (`seen_weight`). `repeat=false`: the paper.
+  scores is not learned with the rest. It is fitted after training, everything else frozen (`models/repeat.py`). `repeat=false`: the paper.
 - Blocks are pre-norm as in GPT-2, what is read passes a LayerNorm, histories are packed, weights averaged, and the training loop is
   the one that all models here share; `docs/models/rpg.md` lists the settings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
-from scipy.special import expit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,8 +27,8 @@ from asymrec.config import Recipe
 from asymrec.data import Dataset, Examples, Sequences, Split
 from asymrec.data.batches import pack
 from asymrec.errors import ConfigError
-from asymrec.models.base import SCORES_AT_ONCE
 from asymrec.models.catalogue import CatalogueModel, CatalogueNetwork, inputs_and_targets
+from asymrec.models.repeat import seen_weight
 from asymrec.nn.decoder import Decoder
 from asymrec.nn.losses import CodeSum
 from asymrec.nn.residual import ResidualHeads
@@ -41,9 +38,6 @@ from asymrec.retrieval.graph import CodeGraph
 from asymrec.training.checkpoint import without_prefix
 from asymrec.training.listener import Listener
 from asymrec.training.loop import QUIET
-
-PLACES = 4096  # users of the validation that the number for repeated items is fitted on, at most
-BLOCK = 256  # of them whose scores are read at once
 
 
 class Network(CatalogueNetwork):
@@ -131,8 +125,9 @@ class RPG(CatalogueModel):
         """What follows training: the number for repeated items, given what to fit it on, and the graph."""
         network, decoding = self.network, self.recipe.decoding
         if validation is not None and network.again is not None:
+            weight = seen_weight(self._known_scores, validation, len(network.codes), self.recipe.training.seed)
             with torch.no_grad():
-                network.again.fill_(seen_weight(self._known_scores, validation, self.recipe.training.seed) * network.temperature)
+                network.again.fill_(weight * network.temperature)
         self._graph = self.graph(decoding.graph_neighbours) if decoding.decode == "graph" else None
 
     def graph(self, neighbours: int) -> CodeGraph:
@@ -156,61 +151,3 @@ class RPG(CatalogueModel):
 
     def _freeze(self) -> None:
         """Nothing is shared by all users but what the network holds."""
-
-
-def seen_weight(scores: Callable[[Sequences], np.ndarray], validation: Examples, seed: int) -> float:
-    """What is added to the scores of items that the history already holds.
-
-    Fitted by maximum likelihood of the validation's targets, p(item) = softmax(a score + r [seen]), everything else fixed; r / a is
-    returned. The scale a makes a distribution over items of the mean over codes, which is none. One more target, half of it seen, is
-    imagined, so that r is finite where nobody comes back, and where everybody does. 0 where there is nothing to fit it on.
-
-    Args:
-        scores: histories, none empty -> float32 [n, n_items].
-        seed: of the users that are drawn where the scores of all would be more than `SCORES_AT_ONCE`.
-    """
-    known = np.flatnonzero(validation.histories.lengths)
-    if not len(known):
-        return 0.0
-    blocks: list[Block] = []
-    chosen, done, limit = np.random.default_rng(seed).permutation(known), 0, 1
-    while done < min(limit, len(chosen)):
-        part = validation.take(chosen[done : done + BLOCK])
-        blocks.append(Block.of(scores(part.histories), part))
-        done += len(part.users)
-        limit = min(PLACES, SCORES_AT_ONCE // blocks[0].scores.shape[1])
-
-    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        values, slopes = zip(*(block.loss(*parameters) for block in blocks))
-        imagined = 0.5 * (np.logaddexp(0, parameters[1]) + np.logaddexp(0, -parameters[1]))
-        slope = sum(slopes) + [0, expit(parameters[1]) - 0.5]
-        return (sum(values) + imagined) / done, slope / done
-
-    scale, weight = minimize(loss, (1.0, 0.0), jac=True, method="L-BFGS-B", bounds=((1e-3, None), (None, None))).x
-    return float(weight / scale)
-
-
-class Block(NamedTuple):
-    """Some users of the validation, each target counting 1 / (targets of its user)."""
-
-    scores: Tensor  # [n, n_items]
-    seen: tuple[Tensor, Tensor]  # distinct (user, item) of the histories
-    at_target: float  # sum of the targets' scores
-    repeats: float  # sum of the targets that are seen
-
-    @classmethod
-    def of(cls, scores: np.ndarray, part: Examples) -> Block:
-        n_items, targets = scores.shape[1], part.targets
-        keys = np.unique(part.histories.owners * n_items + part.histories.items)
-        goals, share = targets.owners * n_items + targets.items, 1 / np.repeat(targets.lengths, targets.lengths)
-        at_target = float((scores.reshape(-1)[goals] * share).sum())
-        users, items = (torch.from_numpy(places) for places in np.divmod(keys, n_items))
-        return cls(torch.from_numpy(scores), (users, items), at_target, float(share[np.isin(goals, keys)].sum()))
-
-    def loss(self, scale: float, weight: float) -> tuple[float, np.ndarray]:
-        """Sum of -log p over the targets, and its gradient by scale and weight."""
-        logits = self.scores * scale
-        logits[self.seen] += weight
-        probability = logits.softmax(1)
-        slope = np.array([float((probability * self.scores).sum()) - self.at_target, float(probability[self.seen].sum()) - self.repeats])
-        return float(logits.logsumexp(1).sum(dtype=torch.float64)) - scale * self.at_target - weight * self.repeats, slope

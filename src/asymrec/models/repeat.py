@@ -1,0 +1,76 @@
+"""The number that is added to the scores of items that a history already holds, for a model whose loss says nothing of items.
+
+Where the softmax runs over items, the number is a weight among others (`models/catalogue.py`). A loss over codes cannot learn it: it
+is fitted after training, on the validation part, with everything else fixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from scipy.special import expit
+from torch import Tensor
+
+from asymrec.data import Examples, Sequences
+from asymrec.models.base import SCORES_AT_ONCE
+
+USERS = 4096  # of the validation that are looked at, at most
+AT_ONCE = 256  # of them whose scores are read together
+
+
+def seen_weight(scores: Callable[[Sequences], np.ndarray], validation: Examples, n_items: int, seed: int) -> float:
+    """What is added to the scores of items that the history already holds.
+
+    Fitted by maximum likelihood of the validation's targets, p(item) = softmax(a score + r [seen]), everything else fixed; r / a is
+    returned. The scale a is there because scores need not be logits: the mean over an item's codes is not. One more target, half of it
+    seen, is imagined, so that r is finite where nobody comes back, and where everybody does. 0 where there is nothing to fit it on.
+
+    Args:
+        scores: histories, none empty -> float32 [n, n_items].
+        seed: of the users that are drawn where the scores of all would be more than `SCORES_AT_ONCE`.
+    """
+    known = np.flatnonzero(validation.histories.lengths)
+    if not len(known):
+        return 0.0
+    chosen = np.random.default_rng(seed).permutation(known)[: max(1, min(USERS, SCORES_AT_ONCE // n_items))]
+    parts = [validation.take(chosen[start : start + AT_ONCE]) for start in range(0, len(chosen), AT_ONCE)]
+    samples = [Sample.of(scores(part.histories), part) for part in parts]
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        values, slopes = zip(*(sample.loss(*parameters) for sample in samples))
+        imagined = 0.5 * (np.logaddexp(0, parameters[1]) + np.logaddexp(0, -parameters[1]))
+        slope = sum(slopes) + np.array([0, expit(parameters[1]) - 0.5])
+        return (sum(values) + imagined) / len(chosen), slope / len(chosen)
+
+    scale, weight = minimize(loss, (1.0, 0.0), jac=True, method="L-BFGS-B", bounds=((1e-3, None), (None, None))).x
+    return float(weight / scale)
+
+
+class Sample(NamedTuple):
+    """Some users of the validation, each target counting 1 / (targets of its user)."""
+
+    scores: Tensor  # [n, n_items]
+    seen: tuple[Tensor, Tensor]  # distinct (user, item) of the histories
+    at_target: float  # sum of the targets' scores
+    repeats: float  # sum of the targets that are seen
+
+    @classmethod
+    def of(cls, scores: np.ndarray, part: Examples) -> Sample:
+        n_items, targets = scores.shape[1], part.targets
+        keys = np.unique(part.histories.owners * n_items + part.histories.items)
+        goals, share = targets.owners * n_items + targets.items, 1 / np.repeat(targets.lengths, targets.lengths)
+        at_target = float((scores.reshape(-1)[goals] * share).sum())
+        users, items = (torch.from_numpy(places) for places in np.divmod(keys, n_items))
+        return cls(torch.from_numpy(scores), (users, items), at_target, float(share[np.isin(goals, keys)].sum()))
+
+    def loss(self, scale: float, weight: float) -> tuple[float, np.ndarray]:
+        """Sum of -log p over the targets, and its gradient by scale and weight."""
+        logits = self.scores * scale
+        logits[self.seen] += weight
+        probability = logits.softmax(1)
+        slope = np.array([float((probability * self.scores).sum()) - self.at_target, float(probability[self.seen].sum()) - self.repeats])
+        return float(logits.logsumexp(1).sum(dtype=torch.float64)) - scale * self.at_target - weight * self.repeats, slope
