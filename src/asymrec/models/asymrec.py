@@ -89,6 +89,7 @@ class AsymRec(CatalogueModel):
     """Settings as in `asymrec.config`, by name: `AsymRec(width=256, facets=16, epochs=40, seed=1)`."""
 
     name = "asymrec"
+    schedule = (20, 800, 100)  # codes are shared: it learns on where models with a vector for each item have begun to know them by heart
     network: Network
     quantizer: MHQ
 
