@@ -146,7 +146,9 @@ class TrainingConfig(Section):
     learning_rate: float = Field(2e-3, gt=0, description="of AdamW, at the end of the warm-up; falls to 0 by half a cosine")
     weight_decay: float = Field(0.0, ge=0, description="of AdamW, on matrices")
     epochs: int | None = Field(
-        None, ge=1, description="passes over the training interactions, at most; by default each model's own: 12 of most, 20 of asymrec, more where they are few steps"
+        None,
+        ge=1,
+        description="passes over the training interactions, at most; by default the model's: 20 of asymrec, 12 of most, more of few steps",
     )
     patience: int = Field(4, ge=1, description="epochs without a better validation NDCG@10 before stopping")
     batch: int = Field(2048, ge=1, description="interactions a step")
