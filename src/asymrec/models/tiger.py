@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -101,12 +101,12 @@ class Tiger(Trained):
     """
 
     name = "tiger"
-    schedule = (20, 4000, 200)
-    defaults = {  # noqa: RUF012
+    schedule = (20, 8000, 200)
+    defaults: ClassVar[dict[str, Any]] = {
         "width": 128, "layers": 4, "heads": 6, "head_width": 64, "ffn": 1024, "dropout": 0.1, "history": 20, "repeat": False,
         "temperature": None, "learning_rate": 2e-3, "batch": 256,
     }  # fmt: skip
-    space = {"dropout": [0.1, 0.2], "learning_rate": [1e-3, 2e-3, 4e-3], "history": [20, 50]}  # noqa: RUF012
+    space: ClassVar[dict[str, list[Any]]] = {"dropout": [0.1, 0.2], "learning_rate": [1e-3, 2e-3, 4e-3], "history": [20, 50]}
     network: Network
     quantizer: RQVAE
     trie: Trie  # what the search may find
