@@ -28,6 +28,11 @@ class Quantizer:
         return len(self.codebook_sizes)
 
     @property
+    def meaning(self) -> int:
+        """How many leading codes tell what an item is; the others only tell items apart that share those."""
+        return self.n_codes
+
+    @property
     def code_shape(self) -> tuple[int, int]:
         """(facets, levels) whose product is n_codes, facet-major: how a report lays the codebooks out."""
         return self.n_codes, 1

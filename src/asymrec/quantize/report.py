@@ -30,7 +30,7 @@ def report(quantizer: Quantizer, vectors: np.ndarray, codes: np.ndarray | None =
     perplexity = np.array([_perplexity(counts) for counts in usage])
     details = quantizer.details(vectors, codes)
     fitted = details.get("codewords_fitted")
-    learned = np.arange(len(usage)) % quantizer.code_shape[1] < details.get("learned_levels", quantizer.code_shape[1])
+    learned = np.arange(len(usage)) < quantizer.meaning
     facts = {
         "items": len(vectors),
         "width": vectors.shape[1],

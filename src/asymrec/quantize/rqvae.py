@@ -63,6 +63,10 @@ class RQVAE(Quantizer):
         self._tensors: dict[str, Tensor] = {}
 
     @property
+    def meaning(self) -> int:
+        return self.config.rqvae_levels
+
+    @property
     def code_shape(self) -> tuple[int, int]:
         return 1, self.config.rqvae_levels + 1
 
@@ -242,7 +246,7 @@ class RQVAE(Quantizer):
         return {
             "space_r2": (1 - error / max(total, 1e-30)).tolist(),
             "codewords_fitted": int(self._tensors["fitted"]),
-            "learned_levels": self.config.rqvae_levels,
+            "learned_levels": self.meaning,
         }
 
 
