@@ -106,6 +106,18 @@ def test_codewords_are_used_and_few_items_collide():
     assert "unused codewords      0 of 96; dead codebooks: 0" in describe(report)
 
 
+def test_training_brings_codewords_back_that_no_item_chooses(monkeypatch):
+    vectors = embeddings()
+    monkeypatch.setattr(rqvae, "FINAL_STEPS", 0)  # the last rounds of k-means would bring them back too
+
+    def spoiled(latents, levels, k, *rest):
+        return torch.cat((torch.zeros(1, levels, 1, latents.shape[2]), torch.full((1, levels, k - 1, latents.shape[2]), 99.0)), 2)
+
+    monkeypatch.setattr(kmeans, "residual_start", spoiled)
+    used = [[len(set(column)) for column in RQVAE(**SMALL, rqvae_epochs=epochs).fit(vectors).encode(vectors).T[:3]] for epochs in (0, 15)]
+    assert used == [[1, 1, 1], [16, 16, 16]]
+
+
 def test_the_collision_code_counts_up_in_the_order_of_rows():
     vectors = embeddings()
     quantizer = RQVAE(**SMALL | {"rqvae_levels": 1, "rqvae_codewords": 200}).fit(vectors)

@@ -28,6 +28,8 @@ from asymrec.data import Dataset, Sequences, Split
 from asymrec.data.batches import PackedBatch
 from asymrec.models.sasrec import Network, SASRec
 from asymrec.nn.hstu import HSTUDecoder
+from asymrec.training.listener import Listener
+from asymrec.training.loop import QUIET
 
 WEIGHTS_AT_ONCE = 1 << 24  # of attention, at one time where users are scored: 64 MiB
 
@@ -45,9 +47,17 @@ class HSTU(SASRec):
     name = "hstu"
     _unit = 1.0  # of time; a saved network brings its own
 
-    def _fit(self, dataset: Dataset, split: Split, **options: Any) -> None:
+    def _fit(
+        self,
+        dataset: Dataset,
+        split: Split,
+        vectors: np.ndarray | None = None,
+        checkpoint: str | None = None,
+        resume: bool = False,
+        listener: Listener = QUIET,
+    ) -> None:
         self._unit = typical_time(split.train)
-        super()._fit(dataset, split, **options)
+        super()._fit(dataset, split, vectors, checkpoint, resume, listener)
 
     def _network(self, n_items: int) -> Network:
         net = self.recipe.network

@@ -93,6 +93,10 @@ class RPG(CatalogueModel):
     def _take(self, tensors: dict[str, Tensor]) -> None:
         self.quantizer = self._quantizer().restore(without_prefix("quantizer", tensors))
 
+    def code_groups(self) -> np.ndarray:
+        """By the codes before identical ones were told apart."""
+        return np.unique(self.quantizer.encode(self._prepared["vectors"]), axis=0, return_inverse=True)[1].reshape(-1)
+
     def _network(self, n_items: int) -> Network:
         return Network(self.recipe, self.history, self._prepared["codes"])
 

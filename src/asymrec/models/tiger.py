@@ -233,4 +233,4 @@ class Tiger(Trained):
 
     def code_groups(self) -> np.ndarray:
         """Items that share all codes but the one that tells them apart."""
-        return np.unique(self._prepared["codes"].numpy()[:, :-1], axis=0, return_inverse=True)[1].reshape(-1)
+        return np.unique(self._prepared["codes"].numpy()[:, : self.quantizer.meaning], axis=0, return_inverse=True)[1].reshape(-1)
