@@ -18,8 +18,6 @@ What differs from the paper:
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
