@@ -1,5 +1,6 @@
 """The contract that every recommender keeps, and what is AsymRec's own."""
 
+import inspect
 import json
 
 import numpy as np
@@ -192,6 +193,11 @@ class TestTrained:
         resumed = MODELS[name](**settings).fit(dataset, checkpoint=tmp_path / "c", resume=True)
         np.testing.assert_array_equal(straight.scores(dataset.sequences), resumed.scores(dataset.sequences))
         assert [e["loss"] for e in straight.log] == [e["loss"] for e in resumed.log]
+
+    def test_a_run_can_give_it_vectors_and_a_checkpoint(self, name):
+        """Run folders pass on what `_fit` names: one that hides it behind **options would not go on after an interruption."""
+        known = inspect.signature(type(MODELS[name]())._fit).parameters
+        assert {"vectors", "checkpoint", "resume", "listener"} <= set(known)
 
     def test_vectors_that_do_not_fit_are_refused(self, dataset, name):
         with pytest.raises(VectorError, match="59 vectors for 60 items"):

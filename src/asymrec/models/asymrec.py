@@ -37,8 +37,6 @@ from asymrec.nn.losses import CodeSum
 from asymrec.nn.msp import MSP
 from asymrec.quantize import MHQ
 from asymrec.retrieval.exact import score_codes
-from asymrec.training.checkpoint import without_prefix
-from asymrec.training.listener import Listener
 
 
 class Network(CatalogueNetwork):
@@ -99,24 +97,8 @@ class AsymRec(CatalogueModel):
         if net.write == "vectors" and (training.objective == "heads" or training.mix):
             raise ConfigError("write=vectors has no codes for objective=heads or mix: use objective=catalogue and mix=0")
 
-    def _prepare(self, vectors: np.ndarray, counts: np.ndarray, listener: Listener) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        quantizer, settings = self._quantizer(), self.recipe.quantizer
-        listener.stage(f"quantize {len(vectors):,} items into {settings.facets} x {settings.levels} codes")
-        quantizer.fit(vectors[counts > 0])
-        codes = quantizer.catalogue(vectors)
-        tensors = {"vectors": torch.from_numpy(vectors), "codes": torch.from_numpy(codes)}
-        tensors |= {f"quantizer.{name}": tensor for name, tensor in quantizer.tensors().items()}
-        return tensors, {"report": quantizer.report(vectors, codes)}
-
     def _quantizer(self) -> MHQ:
         return MHQ(seed=self.recipe.training.seed, **self.recipe.quantizer.model_dump())
-
-    def _take(self, tensors: dict[str, Tensor]) -> None:
-        self.quantizer = self._quantizer().restore(without_prefix("quantizer", tensors))
-
-    def code_groups(self) -> np.ndarray:
-        """By the codes before identical ones were told apart."""
-        return np.unique(self.quantizer.encode(self._prepared["vectors"]), axis=0, return_inverse=True)[1].reshape(-1)
 
     def _network(self, n_items: int) -> Network:
         trained = torch.from_numpy(np.flatnonzero(self._counts))
@@ -128,7 +110,7 @@ class AsymRec(CatalogueModel):
             return super()._loss(pieces)
         inputs, goals = inputs_and_targets(pieces)
         codes = self.network.codes[torch.from_numpy(goals).to(self.device)].long()
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+        with self._autocast():
             states = self.network(pack(inputs, None, self.history))
             if training.objective == "heads":
                 return head.loss(states, codes, self.precision)

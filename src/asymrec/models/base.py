@@ -44,6 +44,7 @@ class Recommender:
     name: ClassVar[str]
     defaults: ClassVar[dict[str, Any]] = {}  # settings whose default is another one for this model, by leaf name
     space: ClassVar[dict[str, list[Any]]] = {}  # what a benchmark tries when it tunes this model, by leaf name
+    logits: ClassVar[bool] = False  # scores are logits; else amounts, of which below 0 is none
     recipe: Recipe
     dataset: Dataset
 
@@ -54,8 +55,6 @@ class Recommender:
     def __init__(self, recipe: Recipe | None = None, **settings: Any):
         given = Recipe.of(recipe.model_dump(exclude_unset=True) if recipe else None, **settings)
         self.recipe = given.over(Recipe.of(None, **self.defaults))
-
-    logits: ClassVar[bool] = False  # scores are logits; else amounts, of which below 0 is none
 
     def reads_vectors(self) -> bool:
         """Whether `fit` wants the items' vectors."""

@@ -70,7 +70,7 @@ class CatalogueModel(Trained):
     def _loss(self, pieces: Sequences) -> Tensor:
         """Every item but a piece's first is a target, every item but its last is read."""
         inputs, goals = inputs_and_targets(pieces)
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+        with self._autocast():
             states = self.network(pack(inputs, None, self.history))
         if self.recipe.training.objective == "gbce":
             return self._gbce(states, goals)
@@ -80,7 +80,7 @@ class CatalogueModel(Trained):
         network, training, device = self.network, self.recipe.training, self.device
         sampled = len(self._counts) > training.full_softmax
         sample = sample_candidates(goals, self._counts, training.negatives) if sampled else None
-        with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
+        with self._autocast():
             table, bias = network.head.items(None if sample is None else torch.from_numpy(sample.rows).to(device))
         at_target = None
         if sample is not None:

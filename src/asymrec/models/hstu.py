@@ -22,12 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asymrec.data import Dataset, Sequences, Split
+from asymrec.data import Sequences, Split
 from asymrec.data.batches import PackedBatch
 from asymrec.models.sasrec import Network, SASRec
 from asymrec.nn.hstu import HSTUDecoder
-from asymrec.training.listener import Listener
-from asymrec.training.loop import QUIET
 
 WEIGHTS_AT_ONCE = 1 << 24  # of attention, at one time where users are scored: 64 MiB
 
@@ -45,17 +43,9 @@ class HSTU(SASRec):
     name = "hstu"
     _unit = 1.0  # of time; a saved network brings its own
 
-    def _fit(
-        self,
-        dataset: Dataset,
-        split: Split,
-        vectors: np.ndarray | None = None,
-        checkpoint: str | None = None,
-        resume: bool = False,
-        listener: Listener = QUIET,
-    ) -> None:
+    def _begin(self, split: Split) -> Split:
         self._unit = typical_time(split.train)
-        super()._fit(dataset, split, vectors, checkpoint, resume, listener)
+        return split
 
     def _network(self, n_items: int) -> Network:
         net = self.recipe.network

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from asymrec.config import Recipe
-from asymrec.data import Dataset, Examples, Sequences, Split
+from asymrec.data import Examples, Sequences, Split
 from asymrec.data.batches import pack
 from asymrec.errors import ConfigError
 from asymrec.models.catalogue import CatalogueModel, CatalogueNetwork, inputs_and_targets
@@ -35,9 +35,6 @@ from asymrec.nn.residual import ResidualHeads
 from asymrec.quantize.product import ProductQuantizer
 from asymrec.retrieval.exact import CodeIndex, score_codes
 from asymrec.retrieval.graph import CodeGraph
-from asymrec.training.checkpoint import without_prefix
-from asymrec.training.listener import Listener
-from asymrec.training.loop import QUIET
 
 
 class Network(CatalogueNetwork):
@@ -78,24 +75,8 @@ class RPG(CatalogueModel):
         if self.recipe.training.temperature is None:
             raise ConfigError("rpg compares by cosine: temperature must be a number")
 
-    def _prepare(self, vectors: np.ndarray, counts: np.ndarray, listener: Listener) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        quantizer = self._quantizer()
-        listener.stage(f"quantize {len(vectors):,} items into {self.recipe.opq.opq_codes} codes")
-        quantizer.fit(vectors[counts > 0])
-        codes = quantizer.catalogue(vectors)
-        tensors = {"vectors": torch.from_numpy(vectors), "codes": torch.from_numpy(codes)}
-        tensors |= {f"quantizer.{name}": tensor for name, tensor in quantizer.tensors().items()}
-        return tensors, {"report": quantizer.report(vectors, codes)}
-
     def _quantizer(self) -> ProductQuantizer:
         return ProductQuantizer(seed=self.recipe.training.seed, **self.recipe.opq.model_dump())
-
-    def _take(self, tensors: dict[str, Tensor]) -> None:
-        self.quantizer = self._quantizer().restore(without_prefix("quantizer", tensors))
-
-    def code_groups(self) -> np.ndarray:
-        """By the codes before identical ones were told apart."""
-        return np.unique(self.quantizer.encode(self._prepared["vectors"]), axis=0, return_inverse=True)[1].reshape(-1)
 
     def _network(self, n_items: int) -> Network:
         return Network(self.recipe, self.history, self._prepared["codes"])
@@ -103,22 +84,16 @@ class RPG(CatalogueModel):
     def _loss(self, pieces: Sequences) -> Tensor:
         inputs, goals = inputs_and_targets(pieces)
         network = self.network
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+        with self._autocast():
             states = network(pack(inputs, None, self.history))
         codes = network.codes[torch.from_numpy(goals).to(self.device)].long()
         return network.head.loss(states, network.embedding, codes, self.precision)
 
-    def _fit(
-        self,
-        dataset: Dataset,
-        split: Split,
-        vectors: np.ndarray | None = None,
-        checkpoint: str | None = None,
-        resume: bool = False,
-        listener: Listener = QUIET,
-    ) -> None:
+    def _begin(self, split: Split) -> Split:
         self._graph = None  # every epoch is judged exactly
-        super()._fit(dataset, split, vectors, checkpoint, resume, listener)
+        return split
+
+    def _end(self, split: Split) -> None:
         self._finish(split.validation)
 
     def restore(self, tensors: dict[str, Tensor], vectors: np.ndarray | None, codes: np.ndarray | None) -> None:

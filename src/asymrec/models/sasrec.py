@@ -15,8 +15,6 @@ they are compared, so that content is no privilege of the generative models.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -24,7 +22,6 @@ from torch import Tensor, nn
 from asymrec.models.catalogue import CatalogueModel, CatalogueNetwork
 from asymrec.nn.decoder import Decoder
 from asymrec.nn.items import ItemHead, ItemTable
-from asymrec.training.listener import Listener
 
 
 class Network(CatalogueNetwork):
@@ -46,9 +43,6 @@ class SASRec(CatalogueModel):
 
     def reads_vectors(self) -> bool:
         return False
-
-    def _prepare(self, vectors: np.ndarray | None, counts: np.ndarray, listener: Listener) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return ({} if vectors is None else {"vectors": torch.from_numpy(vectors)}), {}
 
     def _table(self, n_items: int) -> ItemTable:
         trained = torch.from_numpy(np.flatnonzero(self._counts))

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from asymrec.config import Recipe
-from asymrec.data import Dataset, Sequences, Split
+from asymrec.data import Sequences, Split
 from asymrec.data.batches import epoch_batches
 from asymrec.device import choose_precision
 from asymrec.errors import ConfigError
@@ -39,8 +39,6 @@ from asymrec.nn.t5 import Stack, padded
 from asymrec.quantize.rqvae import RQVAE
 from asymrec.retrieval.beam import beam_search
 from asymrec.retrieval.trie import Trie
-from asymrec.training.checkpoint import without_prefix
-from asymrec.training.listener import Listener
 
 BEAMS_AT_ONCE = 1 << 14  # prefixes that are gone on with together
 VALIDATION_USERS = 5_000  # writing an item costs fifty times what scoring it does, and an epoch is chosen as well by these
@@ -119,26 +117,17 @@ class Tiger(Trained):
 
     # Training
 
-    def _fit(self, dataset: Dataset, split: Split, *arguments: Any, **options: Any) -> None:
+    def _begin(self, split: Split) -> Split:
         self._train = split.train  # whole sequences: a target near the start of a piece has its whole history
         self._starts = np.repeat(split.train.offsets[:-1], split.train.lengths)
         users = np.linspace(0, len(split.validation) - 1, min(len(split.validation), VALIDATION_USERS)).astype(np.int64)
-        super()._fit(dataset, replace(split, validation=split.validation.take(users)), *arguments, **options)
-
-    def _prepare(self, vectors: np.ndarray, counts: np.ndarray, listener: Listener) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        quantizer = self._quantizer()
-        listener.stage(f"quantize {len(vectors):,} items into {quantizer.n_codes} codes")
-        quantizer.fit(vectors[counts > 0])
-        codes = quantizer.catalogue(vectors)
-        tensors = {"vectors": torch.from_numpy(vectors), "codes": torch.from_numpy(codes)}
-        tensors |= {f"quantizer.{name}": tensor for name, tensor in quantizer.tensors().items()}
-        return tensors, {"report": quantizer.report(vectors, codes)}
+        return replace(split, validation=split.validation.take(users))
 
     def _quantizer(self) -> RQVAE:
         return RQVAE(seed=self.recipe.training.seed, **self.recipe.rqvae.model_dump())
 
     def _take(self, tensors: dict[str, Tensor]) -> None:
-        self.quantizer = self._quantizer().restore(without_prefix("quantizer", tensors))
+        super()._take(tensors)
         self.trie = Trie(tensors["codes"].numpy())
 
     def _network(self, n_items: int) -> Network:
@@ -156,7 +145,7 @@ class Tiger(Trained):
         targets, histories = targets[order], self._train.between(begin[order], targets[order])
         network = self.network
         codes = network.codes[torch.from_numpy(self._train.items[targets].astype(np.int64)).to(self.device)]
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+        with self._autocast():
             query = network.query(network.write(*network.encode(histories), codes))
         return heads_cross_entropy(query.transpose(0, 1), network.words(), codes.T.contiguous(), self.precision)
 
@@ -230,7 +219,3 @@ class Tiger(Trained):
                 return (network.query(written).float() @ words[place - 1].T).log_softmax(-1).cpu().numpy()
 
         return beam_search(self.trie, step, len(histories), width)
-
-    def code_groups(self) -> np.ndarray:
-        """Items that share all codes but the one that tells them apart."""
-        return np.unique(self._prepared["codes"].numpy()[:, : self.quantizer.meaning], axis=0, return_inverse=True)[1].reshape(-1)

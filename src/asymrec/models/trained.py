@@ -1,6 +1,6 @@
 """What the models that learn by gradient share: histories cut into pieces, the checkpoint, the loop, early stopping, scores.
 
-A model says what is fitted before training (`_prepare`), builds its network, gives the loss of a batch and the scores of histories.
+A model names its quantizer, if it has codes, builds its network, gives the loss of a batch and the scores of histories.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from asymrec.device import choose_device, choose_precision
 from asymrec.errors import DataError, VectorError
 from asymrec.evaluation.protocol import evaluate
 from asymrec.models.base import Recommender
-from asymrec.training.checkpoint import Checkpoint, without_prefix
+from asymrec.quantize import Quantizer
+from asymrec.quantize.base import matrix
+from asymrec.training.checkpoint import Checkpoint, prefixed, without_prefix
 from asymrec.training.listener import Listener
 from asymrec.training.loop import QUIET, train
 from asymrec.vectors import item_vectors
@@ -37,21 +39,23 @@ class Trained(Recommender):
     logits = True
     space: ClassVar[dict[str, list[Any]]] = {"dropout": [0.3, 0.5], "learning_rate": [1e-3, 2e-3, 4e-3], "temperature": [0.05, 0.07]}
     network: nn.Module
+    quantizer: Quantizer  # of a model with codes
     history: int  # items of a history that are read
     log: list[dict]
     report: dict[str, Any] | None = None  # of the codes, where there are any
 
     # What a model writes
 
-    def _prepare(self, vectors: np.ndarray | None, counts: np.ndarray, listener: Listener) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What is fitted before the network: tensors, `vectors` and `codes` of the catalogue among them, and plain values.
+    def _quantizer(self) -> Quantizer | None:
+        """What writes items as codes, not fitted yet; None for a model without codes."""
+        return None
 
-        vectors: float32 [n_items, d], or None for a model that reads none. counts: int64 [n_items], interactions in training.
-        """
-        return {}, {}
+    def _begin(self, split: Split) -> Split:
+        """Look at the split before anything is fitted; returns the one to fit on."""
+        return split
 
-    def _take(self, tensors: dict[str, Tensor]) -> None:
-        """Take what `_prepare` gave, also after it was kept in a checkpoint or a run folder."""
+    def _end(self, split: Split) -> None:
+        """What follows training."""
 
     def _network(self, n_items: int) -> nn.Module:
         """The network before training; `self.recipe` and `self.history` are set."""
@@ -73,6 +77,31 @@ class Trained(Recommender):
         """Compute what the scores of all users share; called whenever the weights have changed."""
 
     # What all have
+
+    def _prepare(self, vectors: np.ndarray | None, counts: np.ndarray, listener: Listener) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What is there before the network: tensors, `vectors` and `codes` of the catalogue among them, and plain values.
+
+        vectors: float32 [n_items, d], or None for a model that reads none. counts: int64 [n_items], interactions in training.
+        """
+        tensors = {} if vectors is None else {"vectors": torch.from_numpy(vectors)}
+        quantizer = self._quantizer()
+        if quantizer is None:
+            return tensors, {}
+        size = " x ".join(str(count) for count in quantizer.code_shape if count > 1) or "1"
+        listener.stage(f"quantize {len(vectors):,} items into {size} codes")
+        quantizer.fit(vectors[counts > 0])
+        codes = quantizer.catalogue(vectors)
+        tensors |= {"codes": torch.from_numpy(codes)} | prefixed("quantizer", quantizer.tensors())
+        return tensors, {"report": quantizer.report(vectors, codes)}
+
+    def _take(self, tensors: dict[str, Tensor]) -> None:
+        """Take what `_prepare` gave, also after it was kept in a checkpoint or a run folder."""
+        if (quantizer := self._quantizer()) is not None:
+            self.quantizer = quantizer.restore(without_prefix("quantizer", tensors))
+
+    def _autocast(self) -> torch.autocast:
+        """The precision that the network is trained in."""
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
 
     def reads_vectors(self) -> bool:
         return True
@@ -98,6 +127,7 @@ class Trained(Recommender):
             VectorError: wrong shape, not finite. QuantizerError: the codes lost the vectors' information. DataError: no
             training sequence of two items.
         """
+        split = self._begin(split)
         recipe, n_items = self.recipe, dataset.n_items
         prepared = Checkpoint(f"{checkpoint}/prepared") if checkpoint else None
         state = Checkpoint(f"{checkpoint}/training") if checkpoint else None
@@ -130,7 +160,7 @@ class Trained(Recommender):
             validation = validation.take(np.sort(chosen))
 
         def validate() -> dict[str, float]:
-            with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
+            with self._autocast():
                 self._freeze()
                 metrics = evaluate(self, validation, n_items, self._counts, ks=(10,)).metrics
             return {name: metrics["kept"][name] for name in ("ndcg@10", "recall@10")} | {"ndcg@10_removed": metrics["removed"]["ndcg@10"]}
@@ -145,6 +175,7 @@ class Trained(Recommender):
             self.network, lambda epoch: self._batches(pieces, epoch), self._loss, validate, training, checkpoint=state, listener=listener
         )
         self._freeze()
+        self._end(split)
 
     def _keep(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         self._prepared, self.report = tensors, values.get("report")
@@ -165,6 +196,12 @@ class Trained(Recommender):
             with torch.inference_mode():
                 out[known] = self._known_scores(histories.take(known))
         return out
+
+    def code_groups(self) -> np.ndarray | None:
+        """By the codes before identical ones were told apart."""
+        if "codes" not in self._prepared:
+            return None
+        return np.unique(self.quantizer.encode(self._prepared["vectors"]), axis=0, return_inverse=True)[1].reshape(-1)
 
     def catalogue(self) -> tuple[np.ndarray | None, np.ndarray | None]:
         vectors, codes = (self._prepared.get(name) for name in CATALOGUE)
@@ -204,8 +241,6 @@ def history_of(lengths: np.ndarray) -> int:
 
 
 def checked(vectors: Any, n_items: int) -> np.ndarray:
-    from asymrec.quantize.base import matrix
-
     vectors = matrix(vectors)
     if len(vectors) != n_items:
         raise VectorError(f"there are {len(vectors)} vectors for {n_items} items")
