@@ -7,7 +7,7 @@ forgets any earlier fit, equal seeds give equal codes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -108,6 +108,17 @@ class Quantizer:
 
     def restore(self, tensors: dict[str, Tensor]) -> Quantizer:
         raise NotImplementedError
+
+    def _require(self, tensors: dict[str, Tensor], names: Iterable[str]) -> None:
+        """Raises QuantizerError: a tensor is not there."""
+        if missing := [name for name in names if name not in tensors]:
+            raise QuantizerError(f"tensors of {type(self).__name__}: '{missing[0]}' is missing")
+
+    def _require_shapes(self, tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> None:
+        """Raises QuantizerError: a tensor has another shape."""
+        for name, shape in shapes.items():
+            if (found := tuple(tensors[name].shape)) != shape:
+                raise QuantizerError(f"tensors of {type(self).__name__}: '{name}' has shape {found}, expected {shape}")
 
     def details(self, vectors: np.ndarray, codes: np.ndarray) -> dict[str, Any]:
         """What this kind of quantizer adds to the report."""

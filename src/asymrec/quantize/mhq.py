@@ -69,15 +69,11 @@ class MHQ(Quantizer):
     def restore(self, tensors: dict[str, Tensor]) -> MHQ:
         """Takes the tensors of a fit with the same facets, levels and codewords. Raises QuantizerError: names or shapes do not fit."""
         names = ("mean", "encoder", "decoder", "projection", "codebooks", "fitted", "energy")
-        missing = [name for name in names if name not in tensors]
-        if missing:
-            raise QuantizerError(f"tensors of MHQ: '{missing[0]}' is missing")
+        self._require(tensors, names)
         m, k = self.config.facets, self.config.codewords
         d, wide = tensors["encoder"].shape
         shapes = {"mean": (d,), "decoder": (wide, d), "projection": (wide, d), "codebooks": (m, self.config.levels, k, wide // m)}
-        for name, shape in shapes.items():
-            if tuple(tensors[name].shape) != shape:
-                raise QuantizerError(f"tensors of MHQ: '{name}' has shape {tuple(tensors[name].shape)}, expected {shape}")
+        self._require_shapes(tensors, shapes)
         self._tensors = {name: tensors[name].clone() for name in names}
         return self
 

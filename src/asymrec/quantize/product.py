@@ -63,15 +63,11 @@ class ProductQuantizer(Quantizer):
     def restore(self, tensors: dict[str, Tensor]) -> ProductQuantizer:
         """Takes the tensors of a fit with the same codewords. Raises QuantizerError: names or shapes do not fit."""
         names = ("mean", "encoder", "decoder", "codebooks", "fitted")
-        missing = [name for name in names if name not in tensors]
-        if missing:
-            raise QuantizerError(f"tensors of ProductQuantizer: '{missing[0]}' is missing")
+        self._require(tensors, names)
         d, wide = tensors["encoder"].shape
         m, k = len(tensors["codebooks"]), self.config.opq_codewords
         shapes = {"mean": (d,), "decoder": (wide, d), "codebooks": (m, k, wide // m)}
-        for name, shape in shapes.items():
-            if tuple(tensors[name].shape) != shape:
-                raise QuantizerError(f"tensors of ProductQuantizer: '{name}' has shape {tuple(tensors[name].shape)}, expected {shape}")
+        self._require_shapes(tensors, shapes)
         self._tensors = {name: tensors[name].clone() for name in names}
         return self
 

@@ -112,12 +112,8 @@ class RQVAE(Quantizer):
     def restore(self, tensors: dict[str, Tensor]) -> RQVAE:
         """Takes the tensors of a fit with the same levels, codewords and widths. Raises QuantizerError: names or shapes do not fit."""
         shapes = self._shapes(len(tensors.get("mean", ())))
-        missing = [name for name in shapes if name not in tensors]
-        if missing:
-            raise QuantizerError(f"tensors of RQVAE: '{missing[0]}' is missing")
-        for name, shape in shapes.items():
-            if tuple(tensors[name].shape) != shape:
-                raise QuantizerError(f"tensors of RQVAE: '{name}' has shape {tuple(tensors[name].shape)}, expected {shape}")
+        self._require(tensors, shapes)
+        self._require_shapes(tensors, shapes)
         self._tensors = {name: tensors[name].clone() for name in shapes}
         return self
 
