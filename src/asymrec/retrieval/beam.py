@@ -21,7 +21,7 @@ def beam_search(trie: Trie, step: Step, n: int, width: int) -> tuple[np.ndarray,
 
     Args:
         trie: of the catalogue's codes.
-        step: called once a level with (parents, tokens) -> float [m, K], log-probabilities of the next code after each of m
+        step: called once a level with (parents, tokens) -> float32 [m, K], log-probabilities of the next code after each of m
             prefixes. parents: int64 [m], which prefix of the call before each one goes on from; tokens: int64 [m], the code that
             was added. At first the prefixes are the n empty ones: parents 0 .. n-1, tokens None. m is n times an equal number;
             prefixes of one query stand together.
@@ -29,37 +29,25 @@ def beam_search(trie: Trie, step: Step, n: int, width: int) -> tuple[np.ndarray,
     Returns:
         leaves int64 [n, at most width], numbers on the last level of the trie, best first, -1 where a query has fewer; and their
         scores float32, -inf there.
+    Raises ValueError: width below 1, NaN among the log-probabilities, not one for each prefix and code.
     """
+    from asymrec.retrieval.beam_kernels import follow
+
     if width < 1:
         raise ValueError(f"the beam must be at least 1 wide, not {width}")
     nodes, scores = np.zeros((n, 1), np.int64), np.zeros((n, 1), np.float32)
     parents, tokens = np.arange(n), None
-    for level in range(trie.depth):
-        ahead = step(parents, tokens)
-        alive = np.flatnonzero(nodes >= 0)
-        owners, children = trie.children(level, nodes.reshape(-1)[alive])
-        owners = alive[owners]
-        reached = scores.reshape(-1)[owners] + ahead[owners, trie.tokens[level][children]].astype(np.float32)
-        if np.isnan(reached).any():
+    for starts, codes, size in zip(trie.starts, trie.tokens, trie.sizes):
+        ahead = np.ascontiguousarray(step(parents, tokens), np.float32)
+        if len(ahead) != len(parents) or ahead.shape[1] < size:
+            raise ValueError(f"log-probabilities must be [{len(parents)}, at least {size}], not {list(ahead.shape)}")
+        shape = n, min(width, len(codes))
+        reached = np.empty(shape, np.int64), np.empty(shape, np.float32), np.empty(shape, np.int64)
+        most = follow(starts, codes, nodes, scores, ahead, *reached)
+        if most < 0:
             raise ValueError("NaN among the log-probabilities")
-        chosen, place = _best(owners // nodes.shape[1], reached, n, width)
-        shape = n, int(place[:, 1].max(initial=0)) + 1
-        nodes, scores, parents = np.full(shape, -1), np.full(shape, -np.inf, np.float32), np.repeat(np.arange(n) * nodes.shape[1], shape[1])
-        at = place[:, 0] * shape[1] + place[:, 1]
-        nodes.reshape(-1)[at], scores.reshape(-1)[at], parents[at] = children[chosen], reached[chosen], owners[chosen]
-        tokens = np.where(nodes < 0, 0, trie.tokens[level][nodes]).reshape(-1)
+        nodes, scores, parents = (np.ascontiguousarray(part[:, :most]) for part in reached)
+        parents = parents.reshape(-1)
+        tokens = np.where(nodes < 0, 0, codes[nodes]).reshape(-1).astype(np.int64)
     best = np.lexsort((nodes, -scores), axis=1)
     return np.take_along_axis(nodes, best, 1), np.take_along_axis(scores, best, 1)
-
-
-def _best(queries: np.ndarray, scores: np.ndarray, n: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `width` highest scores of each query, the earlier among equal ones.
-
-    queries: int [c], ascending. Returns their places in `scores`, ascending, and for each one (query, number within it) [chosen, 2].
-    """
-    order = np.lexsort((-scores, queries))  # stable: earlier candidates first
-    counts = np.bincount(queries, minlength=n)
-    rank = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
-    chosen = np.sort(order[rank < width])
-    counts = np.minimum(counts, width)
-    return chosen, np.stack((queries[chosen], np.arange(len(chosen)) - np.repeat(np.cumsum(counts) - counts, counts)), 1)

@@ -1,0 +1,70 @@
+"""The compiled step of beam search: from the prefixes of each query to its best prefixes one code longer.
+
+A query's candidates come in the order of their codes, and the best so far are kept in a binary heap whose root is the worst of them:
+lowest score, and among equal scores the latest. A candidate that only ties the root always loses, so the smaller codes win every tie.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from asymrec.compiled import compiled
+
+
+@compiled
+def _worse(score, node, other_score, other_node):  # pragma: no cover - compiled
+    return score < other_score or (score == other_score and node > other_node)
+
+
+@compiled
+def _sift(scores, nodes, parents, at, size, score, node, parent):  # pragma: no cover - compiled
+    """Put an element where it belongs at or below `at`."""
+    while True:
+        child = 2 * at + 1
+        if child >= size:
+            break
+        if child + 1 < size and _worse(scores[child + 1], nodes[child + 1], scores[child], nodes[child]):
+            child += 1
+        if not _worse(scores[child], nodes[child], score, node):
+            break
+        scores[at], nodes[at], parents[at] = scores[child], nodes[child], parents[child]
+        at = child
+    scores[at], nodes[at], parents[at] = score, node, parent
+
+
+@compiled
+def follow(starts, tokens, nodes, scores, ahead, next_nodes, next_scores, next_parents):  # pragma: no cover - compiled
+    """The best children of each query's prefixes, in the order of their codes.
+
+    starts, tokens: of the trie's level. nodes, scores: [n, w] prefixes of each query in the order of their codes, node -1 where there
+    is none. ahead: [n * w, K] log-probabilities of the next code.
+    next_nodes, next_scores, next_parents: [n, width], filled; -1, -inf and the query's first prefix where there are fewer.
+    Returns the most prefixes of a query, or -1 where a score is NaN.
+    """
+    n, kept = nodes.shape
+    width, most = next_nodes.shape[1], 0
+    for query in range(n):
+        best_nodes, best_scores, best_parents = next_nodes[query], next_scores[query], next_parents[query]
+        size = 0
+        for place in range(kept):
+            node, line = nodes[query, place], query * kept + place
+            if node < 0:
+                continue
+            score, likely = scores[query, place], ahead[line]
+            for child in range(starts[node], starts[node + 1]):
+                reached = score + likely[tokens[child]]
+                if np.isnan(reached):
+                    return -1
+                if size < width:
+                    best_nodes[size], best_scores[size], best_parents[size] = child, reached, line
+                    size += 1
+                    if size == width:
+                        for at in range(width // 2 - 1, -1, -1):
+                            _sift(best_scores, best_nodes, best_parents, at, width, best_scores[at], best_nodes[at], best_parents[at])
+                elif reached > best_scores[0]:
+                    _sift(best_scores, best_nodes, best_parents, 0, width, reached, child, line)
+        order = np.argsort(best_nodes[:size])
+        best_nodes[:size], best_scores[:size], best_parents[:size] = best_nodes[order], best_scores[order], best_parents[order]
+        best_nodes[size:], best_scores[size:], best_parents[size:] = -1, -np.inf, query * kept
+        most = max(most, size)
+    return most
