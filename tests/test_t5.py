@@ -53,7 +53,7 @@ def test_sequences_end_to_end_have_the_states_they_have_alone(stack):
     over = [(1, 2), (3, 3), (2, 5)]  # of the encoder: as many sequences, other lengths
     stack_runs = [(6, 4)] if stack.decoder else RUNS  # of the decoder all are as long, and each encoded one has as many
     x, states = torch.randn(24 if stack.decoder else TOKENS, WIDTH), states_for(stack, over)
-    together, _ = stack(x, stack_runs, *(padded(states, over) if stack.decoder else ()))
+    together = stack(x, stack_runs, *(padded(states, over) if stack.decoder else ()))
     lengths = [length for count, length in stack_runs for _ in range(count)]
     parts = states.split([length for count, length in over for _ in range(count)]) if stack.decoder else [None] * 6
     alone = torch.cat([plain(stack, part, keys) for part, keys in zip(x.split(lengths), parts)])
@@ -67,29 +67,16 @@ def test_padding_keeps_every_token_and_says_where_there_is_none():
     torch.testing.assert_close(found[missing == 0], states)
 
 
-def test_a_decoder_says_the_same_token_by_token():
-    torch.manual_seed(1)
-    stack = Stack(WIDTH, 2, HEADS, HEAD, 24, dropout=0.2, decoder=True).eval()
-    over, x = [(2, 3), (1, 4)], torch.randn(6, 4, WIDTH)  # two sequences for each encoded one
-    encoded = padded(torch.randn(10, WIDTH), over)
-    at_once, _ = stack(x.flatten(0, 1), [(6, 4)], *encoded)
-    past, one_by_one = [()] * 2, []
-    for token in range(4):
-        out, past = stack(x[:, token], [(6, 1)], *encoded, past)
-        one_by_one.append(out)
-    torch.testing.assert_close(torch.stack(one_by_one, 1).flatten(0, 1), at_once, rtol=1e-4, atol=1e-5)
-
-
 def test_a_decoder_does_not_look_ahead_and_an_encoder_does():
     torch.manual_seed(2)
     x, changed = torch.randn(5, WIDTH), torch.randn(5, WIDTH)
     changed[:3] = x[:3]
     decoder, encoder = (Stack(WIDTH, 1, HEADS, HEAD, 24, dropout=0.0, decoder=kind).eval() for kind in (True, False))
     encoded = padded(torch.randn(2, WIDTH), [(1, 2)])
-    before, after = (decoder(one, [(1, 5)], *encoded)[0] for one in (x, changed))
+    before, after = (decoder(one, [(1, 5)], *encoded) for one in (x, changed))
     torch.testing.assert_close(before[:3], after[:3])
     assert (before[3:] - after[3:]).abs().min() > 0
-    before, after = (encoder(one, [(1, 5)])[0] for one in (x, changed))
+    before, after = (encoder(one, [(1, 5)]) for one in (x, changed))
     assert (before[:3] - after[:3]).abs().max() > 1e-3
 
 
@@ -189,7 +176,7 @@ def test_what_dropout_takes_is_made_good_for(precision):
     torch.manual_seed(3)
     stack, x, states = Stack(WIDTH, 1, HEADS, HEAD, 24, dropout=0.3, decoder=True), torch.randn(8, WIDTH), torch.randn(6, WIDTH)
     branches = {
-        "attention": lambda: stack.attention[0](x, [(2, 4)], stack.bias(4))[0],
+        "attention": lambda: stack.attention[0](x, [(2, 4)], stack.bias(4)),
         "cross": lambda: stack.cross[0](x, *padded(states, [(1, 2), (1, 4)])),
         "feed": lambda: stack.feed[0](x),
     }

@@ -35,12 +35,13 @@ from asymrec.errors import ConfigError
 from asymrec.models.trained import Trained
 from asymrec.nn.heads import scaled, unit
 from asymrec.nn.losses import heads_cross_entropy
-from asymrec.nn.t5 import Stack, padded
+from asymrec.nn.t5 import Runs, Stack, padded
+from asymrec.nn.writer import Writer
 from asymrec.quantize.rqvae import RQVAE
 from asymrec.retrieval.beam import beam_search
 from asymrec.retrieval.trie import Trie
 
-BEAMS_AT_ONCE = 1 << 14  # prefixes that are gone on with together
+BEAMS_AT_ONCE = 1 << 11  # prefixes that are gone on with together: what a layer makes of them stays in the processor's cache
 VALIDATION_USERS = 5_000  # writing an item costs fifty times what scoring it does, and an epoch is chosen as well by these
 
 
@@ -63,23 +64,30 @@ class Network(nn.Module):
         self.encoder, self.decoder = Stack(*shape, decoder=False), Stack(*shape, decoder=True)
         self.temperature = recipe.training.temperature
 
+    def tokens(self, codes: Tensor) -> Tensor:
+        """Codes int64 [n, h] of an id's first h places -> their rows in the table of all embeddings."""
+        return codes + torch.arange(codes.shape[1], device=codes.device) * self.embedding.shape[1]
+
     def read(self, codes: Tensor) -> Tensor:
-        """Codes int64 [n, h] of an id's first h places -> their embeddings [n, h, width]."""
-        places = torch.arange(codes.shape[1], device=codes.device) * self.embedding.shape[1]
-        return nn.functional.embedding(codes + places, self.embedding.flatten(0, 1))
+        """The same codes -> their embeddings [n, h, width]."""
+        return nn.functional.embedding(self.tokens(codes), self.embedding.flatten(0, 1))
+
+    def histories(self, histories: Sequences) -> tuple[Tensor, Runs]:
+        """Histories, none empty, by ascending length -> codes of their items int64 [items, H], and how many tokens each has."""
+        items = torch.from_numpy(histories.items.astype(np.int64)).to(self.start.device)
+        lengths, counts = np.unique(histories.lengths, return_counts=True)
+        return self.codes[items], [(count, length * self.codes.shape[1]) for length, count in zip(lengths.tolist(), counts.tolist())]
 
     def encode(self, histories: Sequences) -> tuple[Tensor, Tensor]:
         """Histories, none empty, by ascending length -> what the decoder reads of them, see `padded`."""
-        items = torch.from_numpy(histories.items.astype(np.int64)).to(self.start.device)
-        lengths, counts = np.unique(histories.lengths, return_counts=True)
-        runs = [(count, length * self.codes.shape[1]) for length, count in zip(lengths.tolist(), counts.tolist())]
-        return padded(self.encoder(self.read(self.codes[items]).flatten(0, 1), runs)[0], runs)
+        codes, runs = self.histories(histories)
+        return padded(self.encoder(self.read(codes).flatten(0, 1), runs), runs)
 
     def write(self, states: Tensor, missing: Tensor, codes: Tensor) -> Tensor:
         """The decoder's states for all H places of target codes int64 [n, H], each seeing the places before: [n, H, width]."""
         n, places = codes.shape
         read = torch.cat((self.start.expand(n, 1, -1), self.read(codes[:, :-1])), 1)
-        return self.decoder(read.flatten(0, 1), [(n, places)], states, missing)[0].view(n, places, -1)
+        return self.decoder(read.flatten(0, 1), [(n, places)], states, missing).view(n, places, -1)
 
     def query(self, states: Tensor) -> Tensor:
         """What is multiplied with the codewords of a place; T5 divides by the root of the width where embeddings are compared with."""
@@ -190,32 +198,39 @@ class Tiger(Trained):
         # whole multiples of the beam, each history's own: what is found does not depend on the others in the batch
         widths = np.minimum(-(-np.maximum(least + beside * histories.lengths, 1) // beam) * beam, len(self.trie))
         order = np.lexsort((read.lengths, widths))
-        precision = choose_precision(self.recipe.training.precision, self.device)
-        with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
-            for width in np.unique(widths).tolist():
-                rows = order[widths[order] == width]
-                for part in np.split(rows, range(0, len(rows), max(1, BEAMS_AT_ONCE // width))[1:]):
-                    leaves, scores = self._search(read.take(part), width)
-                    found = leaves >= 0
-                    owners, items = self.trie.items(leaves[found])
-                    out[np.repeat(part, found.sum(1))[owners], items] = scores[found][owners]
+        for width in np.unique(widths).tolist():
+            rows = order[widths[order] == width]
+            for part in np.split(rows, range(0, len(rows), max(1, BEAMS_AT_ONCE // width))[1:]):
+                leaves, scores = self._search(read.take(part), width)
+                found = leaves >= 0
+                owners, items = self.trie.items(leaves[found])
+                out[np.repeat(part, found.sum(1))[owners], items] = scores[found][owners]
         return out
 
+    @torch.inference_mode()
     def _search(self, histories: Sequences, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Leaves and scores of the beam for histories by ascending length; the encoder runs once."""
-        network, device = self.network, self.device
-        encoded = network.encode(histories)
-        words, cache, place = network.words().float(), [()] * self.recipe.network.layers, 0
+        """Leaves and scores of the beam for histories by ascending length."""
+        network, words, place = self.network, self._words, -1
+        codes, runs = network.histories(histories)
+        begun = [1, *map(len, self.trie.tokens[:-1])]  # prefixes that there are at each level
+        rows = len(histories) * sum(min(width, count) for count in begun)
 
         def step(parents: np.ndarray, tokens: np.ndarray | None) -> np.ndarray:
-            nonlocal cache, place
-            came = torch.from_numpy(parents).to(device)
-            begun = tokens is not None
-            read = network.embedding[place - 1][torch.from_numpy(tokens).to(device)] if begun else network.start.expand(len(parents), -1)
-            cache = [tuple((key[came], value[came]) for key, value in layer) for layer in cache]
-            written, cache = network.decoder(read, [(len(parents), 1)], *encoded, cache)
+            nonlocal place
+            tokens = np.full(len(parents), words.shape[0] * words.shape[1]) if tokens is None else tokens + place * words.shape[1]
             place += 1
-            with torch.autocast(device.type, enabled=False):
-                return (network.query(written).float() @ words[place - 1].T).log_softmax(-1).cpu().numpy()
+            query = network.query(beams.step(parents, torch.from_numpy(tokens).to(words.device)))
+            return (query @ words[place].T).log_softmax(-1).cpu().numpy()
 
-        return beam_search(self.trie, step, len(histories), width)
+        with torch.autocast(self.device.type, enabled=False):  # the writer knows its precision
+            beams = self._writer.begin(network.tokens(codes).flatten(), runs, rows)
+            return beam_search(self.trie, step, len(histories), width)
+
+    def _freeze(self) -> None:
+        network, device = self.network, self.device
+        places = network.codes.shape[1]
+        with torch.no_grad():
+            table = torch.cat((network.embedding.flatten(0, 1), network.start.unsqueeze(0)))
+            self._words = network.words().detach().clone()
+        precision = choose_precision(self.recipe.training.precision, device)
+        self._writer = Writer(network.encoder, network.decoder, table, (self.history * places, places), precision)

@@ -24,8 +24,6 @@ from asymrec.nn.fused import add_norm, masked_relu, masked_softmax, self_attenti
 
 BUCKETS, MAX_DISTANCE = 32, 128
 Runs = list[tuple[int, int]]  # sequences by ascending length: (how many, tokens in each)
-Past = tuple[tuple[Tensor, Tensor], ...]  # keys and values [n, heads, head_width] of each token so far
-Cache = list[Past]  # of each layer
 
 
 def relative_buckets(queries: int, keys: int, both_ways: bool) -> Tensor:
@@ -73,24 +71,10 @@ class SelfAttention(nn.Module):
             self.qkv.weight[: heads * head_width] *= head_width**-0.5  # T5: the start replaces the scaling of the logits
         nn.init.normal_(self.out.weight, std=(heads * head_width) ** -0.5)
 
-    def forward(self, x: Tensor, runs: Runs, bias: Tensor, past: Past | None = None) -> tuple[Tensor, Past | None]:
-        """bias: [heads, keys, queries], for as many tokens as the longest sequence has, -inf where a query may not see a key.
-
-        past: keys and values [n, heads, head_width] of each token before, () at first; then x is one further token of each of n
-        sequences, and the second result is all keys and values.
-        """
+    def forward(self, x: Tensor, runs: Runs, bias: Tensor) -> Tensor:
+        """bias: [heads, keys, queries], for as many tokens as the longest sequence has, -inf where a query may not see a key."""
         p = self.dropout if self.training else 0.0
-        qkv = self.qkv(x)
-        if past is None:
-            attended = self_attention(qkv, runs, self.heads, bias, p)
-        else:
-            q, k, v = qkv.view(len(x), 3, self.heads, -1).unbind(1)
-            past = (*past, (k, v))
-            # few keys: sums of products are quicker than a small matrix product for each sequence and head
-            scores = torch.stack([(k * q).sum(-1) for k, _ in past], -1)
-            shares = (scores.float() + bias[:, :, -1]).softmax(-1).to(v.dtype).unsqueeze(-1)
-            attended = sum(shares[:, :, token] * v for token, (_, v) in enumerate(past)).flatten(1)
-        return F.linear(attended, self.out.weight / (1 - p)), past
+        return F.linear(self_attention(self.qkv(x), runs, self.heads, bias, p), self.out.weight / (1 - p))
 
 
 class CrossAttention(nn.Module):
@@ -156,29 +140,24 @@ class Stack(nn.Module):
             bias = bias.masked_fill(torch.ones_like(buckets, dtype=torch.bool).tril(-1), -torch.inf)
         return bias
 
-    def forward(
-        self, x: Tensor, runs: Runs, states: Tensor | None = None, missing: Tensor | None = None, past: Cache | None = None
-    ) -> tuple[Tensor, Cache | None]:
+    def forward(self, x: Tensor, runs: Runs, states: Tensor | None = None, missing: Tensor | None = None) -> Tensor:
         """
         Args:
-            x: [tokens, width], embeddings of the runs' sequences; with `past` of one token each.
+            x: [tokens, width], embeddings of the runs' sequences.
             states, missing: a decoder's: the encoder's, `padded`. x's sequences are in their order, equally many for each.
-            past: of each layer the keys and values of the tokens before x's, as an earlier call returned them; () for each at first.
         Returns:
-            States [tokens, width]; with `past` the keys and values with x's.
+            States [tokens, width].
         """
         p = self.dropout if self.training else 0.0
         precision = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        bias = self.bias(max(length for _, length in runs) + (len(past[0]) if past else 0))
+        bias = self.bias(max(length for _, length in runs))
         x, normed = add_norm(None, x, self.attention[0].norm, p, precision)
-        cache = []
         for number, (attention, feed) in enumerate(zip(self.attention, self.feed)):
-            branch, kept = attention(normed, runs, bias, past[number] if past else None)
-            cache.append(kept)
+            branch = attention(normed, runs, bias)
             if self.decoder:
                 x, normed = add_norm(x, branch, self.cross[number].norm, p, precision)
                 branch = self.cross[number](normed, states, missing)
             x, normed = add_norm(x, branch, feed.norm, p, precision)
             after = self.attention[number + 1].norm if number + 1 < len(self.feed) else self.norm
             x, normed = add_norm(x, feed(normed), after, p, precision)
-        return F.dropout(normed, p, self.training), cache
+        return F.dropout(normed, p, self.training)
