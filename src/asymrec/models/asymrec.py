@@ -117,11 +117,10 @@ class AsymRec(CatalogueModel):
         return self._softmax(states, inputs, goals) + training.mix * head.facet_loss(states, codes, self.precision)
 
     def _known_scores(self, histories: Sequences) -> np.ndarray:
-        if not isinstance(self.network.head, FacetHeads):
+        if self._compares_items():
             return super()._known_scores(histories)
         tables = self.network.head.log_probabilities(self._last_states(histories))
         return self._with_repeat(score_codes(tables.cpu(), self._prepared["codes"]), histories)
 
-    def _freeze(self) -> None:
-        if not isinstance(self.network.head, FacetHeads):
-            super()._freeze()
+    def _compares_items(self) -> bool:
+        return not isinstance(self.network.head, FacetHeads)

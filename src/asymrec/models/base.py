@@ -130,23 +130,24 @@ class Recommender:
         if k < 1:
             raise ConfigError(f"k must be at least 1, not {k}")
         rows = self._histories(histories, users, times)
-        allowed = np.full(self.dataset.n_items, only is None)
-        if only is not None:
-            allowed[self.dataset.item_rows(only)] = True
-        if exclude is not None:
-            allowed[self.dataset.item_rows(exclude)] = False
+        barred = None
+        if only is not None or exclude is not None:
+            barred = np.full(self.dataset.n_items, only is not None)
+            barred[[] if only is None else self.dataset.item_rows(only)] = False
+            barred[[] if exclude is None else self.dataset.item_rows(exclude)] = True
         ids: list[list[Any]] = []
         scores: list[list[float]] = []
         step = max(1, SCORES_AT_ONCE // self.dataset.n_items)
         for start in range(0, len(rows), step):
             part = rows.take(np.arange(start, min(start + step, len(rows))))
             values = np.array(self.scores(part), dtype=np.float32)
-            values[:, ~allowed] = -np.inf
+            if barred is not None:
+                values[:, barred] = -np.inf
             if exclude_seen:
                 values[np.repeat(np.arange(len(part)), part.lengths), part.items] = -np.inf
             for best, value in zip(*top_k(values, min(k, self.dataset.n_items))):
                 found = best >= 0
-                ids.append(self.dataset.item_ids.take(pa.array(best[found])).to_pylist())
+                ids.append([self.dataset.item_ids[row].as_py() for row in best[found].tolist()])
                 scores.append(value[found].tolist())
         return ids, scores
 

@@ -22,6 +22,8 @@ from asymrec.data.batches import PackedBatch, pack
 from asymrec.models.trained import Trained
 from asymrec.nn.losses import Candidates, Pairs, catalogue_cross_entropy, sample_candidates
 
+READ_AT_ONCE = 1 << 14  # items that are read together where all are
+
 
 class CatalogueNetwork(nn.Module):
     """Base of the networks: what reads a packed batch, and the number for repeated items. A subclass writes `read` and sets `head`.
@@ -49,14 +51,17 @@ class CatalogueNetwork(nn.Module):
         """Item rows int64 [m] -> what the decoder reads of them, [m, width]."""
         raise NotImplementedError
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        """A packed batch -> the state after each item of its histories, [total, width], history after history."""
+    def forward(self, batch: PackedBatch, inputs: Tensor | None = None) -> Tensor:
+        """A packed batch -> the state after each item of its histories, [total, width], history after history.
+
+        inputs: what `read` makes of all items, [n_items, width], where it is known already.
+        """
         device = next(self.parameters()).device
-        items = torch.from_numpy(batch.items).to(device)
-        # each distinct item is read once, however often it stands in the batch; empty places read some item unseen
-        distinct, where = torch.unique(items.clamp_min(0), return_inverse=True)
-        read = self.read(distinct)
-        states = self.decoder(read[where], *(torch.from_numpy(part).to(device) for part in self.context(batch)))
+        items = torch.from_numpy(batch.items).to(device).clamp_min(0)  # empty places read some item unseen
+        if inputs is None:  # each distinct item is read once, however often it stands in the batch
+            distinct, items = torch.unique(items, return_inverse=True)
+            inputs = self.read(distinct)
+        states = self.decoder(inputs[items], *(torch.from_numpy(part).to(device) for part in self.context(batch)))
         return states.flatten(0, 1)[torch.from_numpy(batch.places).to(device)].float()
 
     def context(self, batch: PackedBatch) -> tuple[np.ndarray, ...]:
@@ -111,13 +116,17 @@ class CatalogueModel(Trained):
         states = self._last_states(histories)
         with torch.autocast(states.device.type, enabled=False):
             query = self.network.head.query(states)
-            out = (query @ items.T if bias is None else torch.addmm(bias, query, items.T)).cpu().numpy()
+            out = (query @ items if bias is None else torch.addmm(bias, query, items)).cpu().numpy()
         return self._with_repeat(out, histories)
 
     def _last_states(self, histories: Sequences) -> Tensor:
-        batch = pack(histories, None, self.history)
-        ends = torch.from_numpy(np.cumsum(batch.length) - 1)
-        return self.network(batch)[ends.to(self.device)]
+        """float32 [n, width]: the state after each history, none of them empty."""
+        order = np.argsort(np.minimum(histories.lengths, self.history), kind="stable")
+        read = histories.last(self.history).take(order)
+        lengths, counts = np.unique(read.lengths, return_counts=True)
+        items = F.embedding(torch.from_numpy(read.items).to(self.device), self._inputs)
+        states = self.network.decoder.last(items, list(zip(counts.tolist(), lengths.tolist()))).float()
+        return states[torch.from_numpy(np.argsort(order)).to(self.device)]
 
     def _with_repeat(self, scores: np.ndarray, histories: Sequences) -> np.ndarray:
         if self.network.repeat is not None:
@@ -127,7 +136,16 @@ class CatalogueModel(Trained):
 
     def _freeze(self) -> None:
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-            self._items = self.network.head.items()
+            rows = torch.arange(len(self._popularity), device=self.device)
+            self._inputs = torch.cat([self.network.read(part) for part in rows.split(READ_AT_ONCE)])
+            if self._compares_items():
+                items, bias = self.network.head.items()
+                # a line a dimension: read in the order of memory by a product with one state, whose time is that of reading the matrix
+                self._items = items.T.contiguous(), bias
+
+    def _compares_items(self) -> bool:
+        """Whether the head has a vector of each item, or scores are those of codes."""
+        return True
 
 
 def inputs_and_targets(pieces: Sequences) -> tuple[Sequences, np.ndarray]:

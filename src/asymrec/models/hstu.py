@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from asymrec.data import Sequences, Split
-from asymrec.data.batches import PackedBatch
+from asymrec.data.batches import PackedBatch, pack
 from asymrec.models.sasrec import Network, SASRec
 from asymrec.nn.hstu import HSTUDecoder
 
@@ -53,9 +53,12 @@ class HSTU(SASRec):
         return TimedNetwork(self._table(n_items), decoder, self.recipe.training.temperature, net.repeat)
 
     def _last_states(self, histories: Sequences) -> Tensor:
-        step = max(1, WEIGHTS_AT_ONCE // (self.recipe.network.heads * self.history**2))
-        parts = [np.arange(start, min(start + step, len(histories))) for start in range(0, len(histories), step)]
-        return torch.cat([super(HSTU, self)._last_states(histories.take(part)) for part in parts])
+        step, states = max(1, WEIGHTS_AT_ONCE // (self.recipe.network.heads * self.history**2)), []
+        for start in range(0, len(histories), step):
+            batch = pack(histories, np.arange(start, min(start + step, len(histories))), self.history)
+            ends = torch.from_numpy(np.cumsum(batch.length) - 1)
+            states.append(self.network(batch, self._inputs)[ends.to(self.device)])
+        return torch.cat(states)
 
 
 def typical_time(sequences: Sequences) -> float:

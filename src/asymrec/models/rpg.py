@@ -128,5 +128,5 @@ class RPG(CatalogueModel):
             scores = self._graph.scores(tables, decoding.graph_beam, decoding.graph_steps, self.recipe.training.seed)
         return self._with_repeat(scores, histories)
 
-    def _freeze(self) -> None:
-        """Nothing is shared by all users but what the network holds."""
+    def _compares_items(self) -> bool:
+        return False

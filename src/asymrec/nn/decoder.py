@@ -2,6 +2,9 @@
 
 Several histories stand in one row of the batch; `segment` says which place belongs to which, and attention stays inside a
 segment and behind its own place. So a batch of histories with a mean length of 7 costs 7 places a history and not 50.
+
+Where only the state after a history's last item is wanted (`Decoder.last`), histories lie end to end instead, the shortest first, and
+attention sees one rectangle for each run of equal lengths; of the last block only that place is computed.
 """
 
 from __future__ import annotations
@@ -9,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+Runs = list[tuple[int, int]]  # sequences by ascending length: (how many, places in each)
 
 
 def causal_mask(segment: Tensor) -> Tensor:
@@ -40,8 +45,22 @@ class Block(nn.Module):
         q, k, v = self.qkv(self.norm_attention(x)).view(rows, places, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         drop = self.dropout if self.training else 0.0
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop)
-        x = x + F.dropout(self.out(attended.transpose(1, 2).flatten(2)), drop)
+        return self._after(x, attended.transpose(1, 2).flatten(2), drop)
+
+    def _after(self, x: Tensor, attended: Tensor, drop: float = 0.0) -> Tensor:
+        x = x + F.dropout(self.out(attended), drop)
         return x + F.dropout(self.down(F.gelu(self.up(self.norm_ffn(x)))), drop)
+
+    def over(self, x: Tensor, runs: Runs, ends: Tensor | None = None) -> Tensor:
+        """The same without dropout, for sequences end to end [places, width]; with ends, int [n], of their last places alone."""
+        qkv, attended = self.qkv(self.norm_attention(x)), []
+        for part, (count, length) in zip(qkv.split([count * length for count, length in runs]), runs):
+            q, k, v = part.view(count, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            if ends is not None:
+                q = q[:, :, -1:]
+            found = F.scaled_dot_product_attention(q, k, v, is_causal=ends is None)
+            attended.append(found.transpose(1, 2).reshape(-1, qkv.shape[1] // 3))
+        return self._after(x if ends is None else x[ends], torch.cat(attended))
 
 
 class Decoder(nn.Module):
@@ -71,3 +90,14 @@ class Decoder(nn.Module):
         for block in self.blocks:
             x = block(x, mask)
         return self.norm(x)
+
+    def last(self, x: Tensor, runs: Runs) -> Tensor:
+        """Item states of sequences end to end [places, width] -> the state after each sequence's last item, without dropout [n, width]."""
+        counts, lengths = torch.tensor(runs).unbind(1)
+        lengths = lengths.repeat_interleave(counts)
+        stops = lengths.cumsum(0)
+        positions = torch.arange(len(x)) - (stops - lengths).repeat_interleave(lengths)
+        x = x + self.position(positions.to(x.device))
+        for block in self.blocks[:-1]:
+            x = block.over(x, runs)
+        return self.norm(self.blocks[-1].over(x, runs, (stops - 1).to(x.device)))
