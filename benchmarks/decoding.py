@@ -19,6 +19,7 @@ Each turn is a process of its own and searches once before the clock starts. The
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -71,9 +72,11 @@ def hf(folder: Path) -> dict[str, Any]:
     tokens = codes + np.arange(places) * words
 
     class T5(transformers.T5ForConditionalGeneration):
-        def forward(self, *arguments: Any, past_key_values: Any = None, **options: Any) -> Any:
-            place = 0 if past_key_values is None else past_key_values.get_seq_length()
-            out = super().forward(*arguments, past_key_values=past_key_values, **options)
+        @functools.wraps(transformers.T5ForConditionalGeneration.forward)  # `generate` reads its parameters
+        def forward(self, **options: Any) -> Any:
+            cache = options.get("cache", options.get("past_key_values"))  # its name changed
+            place = 0 if cache is None else cache.get_seq_length()
+            out = super().forward(**options)
             out.logits[..., : place * words] = -torch.inf
             out.logits[..., (place + 1) * words :] = -torch.inf
             return out
@@ -154,7 +157,7 @@ def cornac(folder: Path) -> dict[str, Any]:
 
     shape, codes = json.loads((folder / "shape.json").read_text(encoding="utf-8")), np.load(folder / "codes.npy")
     model = TIGER(n_beams=BEAM, device="cpu")
-    model.device_, model.total_items, model.pad_idx = "cpu", len(codes), len(codes)
+    model.device_, model.iid_map, model.pad_idx = "cpu", dict.fromkeys(range(len(codes))), len(codes)
     model._build_semantic_ids(codes[:, :-1])  # it makes the last code by itself
     sizes = {"d_model": shape["width"], "d_ff": shape["ffn"], "num_heads": shape["heads"], "d_kv": shape["head_width"]}
     model.model = TIGERSeq2Seq(model.level_sizes, num_enc_layers=shape["layers"], num_dec_layers=shape["layers"], **sizes).eval()

@@ -90,5 +90,8 @@ def test_codes_that_cannot_come_next_stay_behind_and_nonsense_is_refused():
     assert leaves.tolist() == [[0, 1, 2]] and scores.tolist() == [[0, -np.inf, -np.inf]]
     with pytest.raises(ValueError, match="NaN"):
         beam_search(trie, lambda parents, tokens: np.full((len(parents), 2), np.nan), 1, 3)
+    for shape in ((1, 1), (2, 2)):
+        with pytest.raises(ValueError, match=r"must be \[1, at least 2\]"):
+            beam_search(trie, lambda parents, tokens, shape=shape: np.zeros(shape), 1, 3)
     with pytest.raises(ValueError, match="at least 1 wide"):
         beam_search(trie, lambda parents, tokens: np.zeros((len(parents), 2)), 1, 0)

@@ -56,6 +56,35 @@ def test_scores_are_the_log_probabilities_of_what_the_beam_reached(model):
     np.testing.assert_allclose(scores, np.stack([teacher_forced(wide, history) for history in HISTORIES]), rtol=1e-4, atol=1e-4)
 
 
+def test_the_beam_is_the_textbooks_over_whole_prefixes(dataset, model):
+    """Every level anew by teacher forcing, over tuples; the same items in the same order, alone and in a batch, on one thread and two."""
+    width, codes = 7, model.network.codes
+    narrow = Tiger(**SMALL, beam=width).fit(dataset)
+    expected = []
+    for history in HISTORIES:
+        encoded, beam = narrow.network.encode(Sequences.of([history])), {(): 0.0}
+        for place in range(codes.shape[1]):
+            read = torch.tensor([[*prefix, *[0] * (codes.shape[1] - place)] for prefix in beam])
+            with torch.inference_mode():
+                states = narrow.network.write(*(part.expand(len(beam), *part.shape[1:]) for part in encoded), read)
+                ahead = (narrow.network.query(states)[:, place] @ narrow.network.words()[place].T).log_softmax(-1)
+            ahead = dict(zip(beam, ahead.tolist()))
+            following = {tuple(one[: place + 1]) for one in codes.tolist() if tuple(one[:place]) in beam}
+            scored = {prefix: beam[prefix[:-1]] + ahead[prefix[:-1]][prefix[-1]] for prefix in following}
+            beam = dict(sorted(scored.items(), key=lambda each: (-each[1], each[0]))[:width])
+        rows = {tuple(one): row for row, one in enumerate(codes.tolist())}
+        expected.append([rows[prefix] for prefix in beam])
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            together = narrow.scores(Sequences.of(HISTORIES))
+        finally:
+            torch.set_num_threads(1)
+        for history, found, items in zip(HISTORIES, together, expected):
+            assert np.argsort(-found, kind="stable")[:width].tolist() == items
+            np.testing.assert_allclose(found[items], narrow.scores(Sequences.of([history]))[0][items], rtol=1e-5)
+
+
 def test_score_is_exact_for_the_items_asked(model):
     items = [69, 4, 4, 31]
     found = model.score(HISTORIES, items)

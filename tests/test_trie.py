@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asymrec.errors import RunError
 from asymrec.retrieval.trie import Trie
 
 
@@ -58,8 +59,43 @@ def test_leaves_hold_the_items_of_their_codes(codes, data):
     assert all(a < b for one, other, a, b in zip(owners, owners[1:], items, items[1:]) if one == other)
 
 
+@given(st.lists(st.integers(1, 31), min_size=1, max_size=9), st.integers(1, 30), st.integers(0, 99))
+def test_codes_of_any_width_are_sorted(widths, n, seed):
+    """Wide codes take several words of 64 bits."""
+    rng = np.random.default_rng(seed)
+    codes = np.stack([rng.integers(1 << width, size=n) >> rng.integers(width) for width in widths], 1)
+    trie = Trie(codes)
+    assert spelled(trie)[-1] == sorted({*map(tuple, codes.tolist())})
+    assert trie.sizes == tuple(codes.max(0) + 1)
+    assert trie.rows.tolist() == np.lexsort(codes.T[::-1]).tolist()
+
+
+@given(catalogues())
+def test_a_saved_trie_is_the_same_and_stays_on_the_disk(tmp_path_factory, codes):
+    folder, trie = tmp_path_factory.mktemp("trie") / "trie", Trie(codes)
+    trie.save(folder)
+    for mmap in (True, False):
+        again = Trie.load(folder, mmap=mmap)
+        assert again.depth == trie.depth and isinstance(again.rows, np.memmap) == mmap
+        for ours, theirs in zip((*trie.tokens, *trie.starts, trie.rows), (*again.tokens, *again.starts, again.rows)):
+            assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
+
+
+def test_a_damaged_trie_is_named(tmp_path):
+    trie = Trie(np.array([[0, 1], [2, 1]]))
+    trie.save(tmp_path / "trie")
+    np.save(tmp_path / "trie" / "tokens1.npy", trie.tokens[1][:1])
+    with pytest.raises(RunError, match="lengths do not agree"):
+        Trie.load(tmp_path / "trie")
+    (tmp_path / "trie" / "starts2.npy").write_bytes(b"no array")
+    with pytest.raises(RunError, match="starts2"):
+        Trie.load(tmp_path / "trie")
+    with pytest.raises(RunError, match="rows"):
+        Trie.load(tmp_path / "nothing")
+
+
 def test_what_is_no_catalogue_is_refused():
-    for codes in (np.zeros((0, 3), int), np.zeros((2, 0), int), np.zeros(3, int), np.zeros((2, 2))):
+    for codes in (np.zeros((0, 3), int), np.zeros((2, 0), int), np.zeros(3, int), np.zeros((2, 2)), np.array([[0], [-1]])):
         with pytest.raises(ValueError, match="codes must be integers"):
             Trie(codes)
     for rows in ([0], [1, 1], [2, 1]):

@@ -40,6 +40,7 @@ from asymrec.nn.writer import Writer
 from asymrec.quantize.rqvae import RQVAE
 from asymrec.retrieval.beam import beam_search
 from asymrec.retrieval.trie import Trie
+from asymrec.threads import spread
 
 BEAMS_AT_ONCE = 1 << 11  # prefixes that are gone on with together: what a layer makes of them stays in the processor's cache
 VALIDATION_USERS = 5_000  # writing an item costs fifty times what scoring it does, and an epoch is chosen as well by these
@@ -198,13 +199,19 @@ class Tiger(Trained):
         # whole multiples of the beam, each history's own: what is found does not depend on the others in the batch
         widths = np.minimum(-(-np.maximum(least + beside * histories.lengths, 1) // beam) * beam, len(self.trie))
         order = np.lexsort((read.lengths, widths))
+        parts = []
         for width in np.unique(widths).tolist():
             rows = order[widths[order] == width]
-            for part in np.split(rows, range(0, len(rows), max(1, BEAMS_AT_ONCE // width))[1:]):
-                leaves, scores = self._search(read.take(part), width)
-                found = leaves >= 0
-                owners, items = self.trie.items(leaves[found])
-                out[np.repeat(part, found.sum(1))[owners], items] = scores[found][owners]
+            parts += [(part, width) for part in np.split(rows, range(0, len(rows), max(1, BEAMS_AT_ONCE // width))[1:])]
+
+        def search(part: tuple[np.ndarray, int]) -> None:
+            rows, width = part
+            leaves, scores = self._search(read.take(rows), width)
+            found = leaves >= 0
+            owners, items = self.trie.items(leaves[found])
+            out[np.repeat(rows, found.sum(1))[owners], items] = scores[found][owners]
+
+        spread(search, parts)
         return out
 
     @torch.inference_mode()

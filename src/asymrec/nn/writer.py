@@ -22,17 +22,16 @@ from asymrec.nn.t5 import Runs, Stack
 
 
 class Layer:
-    """A layer's weights in one precision, the norms' multiplied in; of an encoder's without `query` and `back`."""
+    """A layer's weights [in, out] in one precision, the norms' multiplied in; of an encoder's without `query` and `back`."""
 
     def __init__(self, stack: Stack, number: int, precision: torch.dtype):
         attention, feed = stack.attention[number], stack.feed[number]
-        self.qkv = (attention.qkv.weight * attention.norm).to(precision)
-        self.out = attention.out.weight.to(precision)
-        self.up, self.down = (feed.up.weight * feed.norm).to(precision), feed.down.weight.to(precision)
+        self.qkv, self.out = _ready(attention.qkv.weight * attention.norm, precision), _ready(attention.out.weight, precision)
+        self.up, self.down = _ready(feed.up.weight * feed.norm, precision), _ready(feed.down.weight, precision)
         if stack.decoder:
             cross = stack.cross[number]
-            self.query = (cross.query.flatten(0, 1) * cross.norm).to(precision)
-            self.back = cross.out.transpose(0, 1).flatten(1).to(precision).contiguous()
+            self.query = _ready(cross.query.flatten(0, 1) * cross.norm, precision)
+            self.back = _ready(cross.out.transpose(0, 1).flatten(1), precision)
 
 
 class Writer:
@@ -50,9 +49,9 @@ class Writer:
         self.heads = encoder.attention[0].heads
         self.encoder, self.decoder = ([Layer(stack, number, precision) for number in range(len(stack.feed))] for stack in (encoder, decoder))
         normed = F.rms_norm(self.table, self.table.shape[1:], eps=EPSILON).to(precision)
-        self.first = [F.linear(normed, layers[0].qkv) for layers in (self.encoder, self.decoder)]
+        self.first = [normed @ layers[0].qkv for layers in (self.encoder, self.decoder)]
         weights = [weight.flatten(0, 1) * encoder.norm for cross in decoder.cross for weight in (cross.key, cross.value)]
-        self.keys_values = torch.cat(weights).to(precision)
+        self.keys_values = _ready(torch.cat(weights), precision)
         self.read_bias, self.write_bias = encoder.bias(longest[0]), decoder.bias(longest[1])
         self.norm = decoder.norm.detach().clone()
 
@@ -64,10 +63,10 @@ class Writer:
         x, qkv = F.embedding(tokens, self.table), F.embedding(tokens, self.first[0])
         normed = x
         for number, layer in enumerate(self.encoder):
-            qkv = F.linear(normed, layer.qkv) if number else qkv
-            normed = _add_norm(x, F.linear(self_attention(qkv, runs, self.heads, self.read_bias, 0.0), layer.out))
-            normed = _add_norm(x, F.linear(F.linear(normed, layer.up).relu_(), layer.down))
-        return Beams(self, F.linear(normed, self.keys_values), runs, rows)
+            qkv = normed @ layer.qkv if number else qkv
+            normed = _add_norm(x, self_attention(qkv, runs, self.heads, self.read_bias, 0.0) @ layer.out)
+            normed = _add_norm(x, (normed @ layer.up).relu_() @ layer.down)
+        return Beams(self, normed @ self.keys_values, runs, rows)
 
 
 class Beams:
@@ -80,7 +79,7 @@ class Beams:
         for part, (count, length) in zip(keys_values.split([count * length for count, length in runs]), runs):
             part = part.view(count, length, layers, 2, heads, -1).permute(2, 3, 0, 4, 1, 5)
             self.attended.append(part.reshape(layers, 2, count * heads, length, -1))
-        width = writer.decoder[0].qkv.shape[0]
+        width = writer.decoder[0].qkv.shape[1]
         self.tokens = [keys_values.new_empty(rows, width) for _ in range(layers)]  # queries, keys and values of all that was written
         self.lines, self.used = np.empty((self.n, 0), np.int32), 0
 
@@ -98,12 +97,12 @@ class Beams:
         for number, layer in enumerate(writer.decoder):
             written = self.tokens[number]
             if number:
-                torch.mm(normed, layer.qkv.T, out=written[self.used : stop])
+                torch.mm(normed, layer.qkv, out=written[self.used : stop])
             else:
                 torch.index_select(writer.first[1], 0, tokens, out=written[self.used : stop])
-            normed = _add_norm(x, F.linear(_attend(written, self.used, self.lines, bias), layer.out))
-            normed = _add_norm(x, F.linear(self._cross(number, F.linear(normed, layer.query)), layer.back))
-            normed = _add_norm(x, F.linear(F.linear(normed, layer.up).relu_(), layer.down))
+            normed = _add_norm(x, _attend(written, self.used, self.lines, bias) @ layer.out)
+            normed = _add_norm(x, self._cross(number, normed @ layer.query) @ layer.back)
+            normed = _add_norm(x, (normed @ layer.up).relu_() @ layer.down)
         self.used = stop
         return normed.float() * writer.norm
 
@@ -122,9 +121,14 @@ class Beams:
         return out
 
 
+def _ready(weight: Tensor, precision: torch.dtype) -> Tensor:
+    """[out, in] -> [in, out]: read in the order of memory where few lines are multiplied with it."""
+    return weight.T.to(precision).contiguous()
+
+
 def _add_norm(x: Tensor, y: Tensor) -> Tensor:
     """x float32 [n, width] gets y [n, width] added in place; returned is x divided by its root mean square, in y's precision."""
-    if x.device.type != "cpu":
+    if not _compiled(x):
         return F.rms_norm(x.add_(y), x.shape[1:], eps=EPSILON).to(y.dtype)
     from asymrec.nn.writer_kernels import add_norm
 
@@ -136,7 +140,7 @@ def _add_norm(x: Tensor, y: Tensor) -> Tensor:
 def _attend(qkv: Tensor, first: int, lines: np.ndarray, bias: Tensor) -> Tensor:
     """See `writer_kernels.attend`."""
     (m, tokens), heads = lines.shape, len(bias)
-    if qkv.device.type != "cpu":
+    if not _compiled(qkv):
         q = qkv[first : first + m].view(m, 3, heads, 1, -1)[:, 0]
         k, v = qkv[torch.from_numpy(lines).to(qkv.device)].view(m, tokens, 3, heads, -1)[:, :, 1:].permute(2, 0, 3, 1, 4)
         shares = ((q @ k.transpose(2, 3)).float() + bias.unsqueeze(1)).softmax(-1).to(v.dtype)
@@ -146,6 +150,10 @@ def _attend(qkv: Tensor, first: int, lines: np.ndarray, bias: Tensor) -> Tensor:
     out = qkv.new_empty(m, qkv.shape[1] // 3)
     attend(_bits(qkv), first, lines, bias.numpy(), _bits(out), _shift(qkv))
     return out
+
+
+def _compiled(x: Tensor) -> bool:
+    return x.device.type == "cpu"
 
 
 def _bits(x: Tensor) -> np.ndarray:
