@@ -148,14 +148,12 @@ def hf(folder: Path) -> dict[str, Any]:
     return timed(search, histories) | {"transformers": transformers.__version__}
 
 
-def cornac(folder: Path) -> dict[str, Any]:
-    import importlib.metadata
-
+def cornac_tiger(shape: dict[str, int], codes: Any) -> Any:
+    """cornac's TIGER over these codes, with random weights: as `fit` would leave it."""
     import numpy as np
     from cornac.models import TIGER
     from cornac.models.tiger.tiger import TIGERSeq2Seq
 
-    shape, codes = json.loads((folder / "shape.json").read_text(encoding="utf-8")), np.load(folder / "codes.npy")
     model = TIGER(n_beams=BEAM, device="cpu")
     model.device_, model.iid_map, model.pad_idx = "cpu", dict.fromkeys(range(len(codes))), len(codes)
     model._build_semantic_ids(codes[:, :-1])  # it makes the last code by itself
@@ -163,6 +161,15 @@ def cornac(folder: Path) -> dict[str, Any]:
     model.model = TIGERSeq2Seq(model.level_sizes, num_enc_layers=shape["layers"], num_dec_layers=shape["layers"], **sizes).eval()
     model.enc_token_table = np.zeros((len(codes) + 1, codes.shape[1]), np.int64)
     model.enc_token_table[:-1] = model.sid_table + model.model.offsets.numpy()
+    return model
+
+
+def cornac(folder: Path) -> dict[str, Any]:
+    import importlib.metadata
+
+    import numpy as np
+
+    model = cornac_tiger(json.loads((folder / "shape.json").read_text(encoding="utf-8")), np.load(folder / "codes.npy"))
 
     def search(histories: list[list[int]]) -> list[list[int]]:
         scores = [model.score(None, history) for history in histories]
@@ -196,16 +203,13 @@ def ours(run: Path, folder: Path, precision: str) -> dict[str, Any]:
 # All, turn by turn
 
 
-def turn(label: str, interpreter: str, folder: Path, *arguments: str) -> dict[str, Any]:
+def run_side(label: str, interpreter: str, script: str, *arguments: str) -> dict[str, Any]:
     """One turn in a process of its own, on one thread; its last line of output is what it found."""
     one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
-    command = [interpreter, "-W", "ignore", __file__, *arguments, "--folder", str(folder)]
-    done = subprocess.run(command, env=os.environ | one, capture_output=True, text=True)
+    done = subprocess.run([interpreter, "-W", "ignore", script, *arguments], env=os.environ | one, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{label} failed:\n{done.stderr[-2000:]}")
-    found = json.loads(done.stdout.splitlines()[-1])
-    print(f"{label:14}", *(f"{batch}: {ms:7.1f} CPU ms a user  " for batch, ms in found["ms_a_user"].items()), flush=True)
-    return found
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def export(run: Path, folder: Path, users: int) -> dict[str, Any]:
@@ -256,14 +260,15 @@ def main() -> int:
         for _ in range(arguments.rounds):
             for label, found in turns.items():
                 interpreter = arguments.rival_python if label in ("hf", "cornac") else sys.executable
-                found.append(turn(label, interpreter, Path(name), str(run), "--side", label))
+                found.append(run_side(label, interpreter, __file__, str(run), "--side", label, "--folder", name))
+                print(f"{label:9}", *(f"{batch}: {ms:7.1f} CPU ms a user  " for batch, ms in found[-1]["ms_a_user"].items()), flush=True)
     lists = {label: found[0].pop("found") for label, found in turns.items()}
     same_again = all(one.pop("found") == lists[label] for label, found in turns.items() for one in found[1:])
     ms = {
         label: {batch: statistics.median(one["ms_a_user"][batch] for one in found) for batch in found[0]["ms_a_user"]}
         for label, found in turns.items()
     }
-    ratios = {target: 0.0 for target in TARGETS}
+    ratios = dict.fromkeys(TARGETS, 0.0)
     for target in TARGETS:
         batch, precision, rival = target.split(", ")
         ratios[target] = ms[rival.removeprefix("than ")][batch] / ms[precision][batch]

@@ -12,6 +12,8 @@ sampling brings: beta = a (t (1 - 1/a) + 1/a), a = negatives / (items - 1), t = 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,11 @@ from torch.nn import functional as F
 
 from asymrec.data import Sequences
 from asymrec.data.batches import PackedBatch, pack
+from asymrec.errors import ConfigError
 from asymrec.models.trained import Trained
+from asymrec.nn import exported
+from asymrec.nn.decoder import Decoder
+from asymrec.nn.exported import Session, Step
 from asymrec.nn.losses import Candidates, Pairs, catalogue_cross_entropy, sample_candidates
 
 READ_AT_ONCE = 1 << 14  # items that are read together where all are
@@ -71,6 +77,7 @@ class CatalogueNetwork(nn.Module):
 
 class CatalogueModel(Trained):
     network: CatalogueNetwork
+    _session: Session | None = None  # what answers for one history
 
     def _loss(self, pieces: Sequences) -> Tensor:
         """Every item but a piece's first is a target, every item but its last is read."""
@@ -112,6 +119,8 @@ class CatalogueModel(Trained):
         return (-beta * F.logsigmoid(logits[:, 0]) - F.logsigmoid(-logits[:, 1:]).sum(1)).mean() / (negatives + 1)
 
     def _known_scores(self, histories: Sequences) -> np.ndarray:
+        if self._session is not None and len(histories) == 1:
+            return self._with_repeat(self._session(histories.items[-self.history :])[None], histories)
         items, bias = self._items
         states = self._last_states(histories)
         with torch.autocast(states.device.type, enabled=False):
@@ -134,7 +143,34 @@ class CatalogueModel(Trained):
             scores.reshape(-1)[seen] += self.network.repeat.item()
         return scores
 
+    def export(self, path: str | Path) -> None:
+        """Write the scoring of one history as an ONNX graph: `rows` int64 [places], the last `history` items, oldest first -> float32
+        [n_items], without what repeated items get on top. Raises ConfigError: the extra `onnx` is missing, another kind of network."""
+        if not (isinstance(self.network.decoder, Decoder) and self._compares_items()):
+            raise ConfigError(f"{self.name} has no step that can be exported: it must have a Transformer and a vector of each item")
+        step = Step(self._inputs, self.network.decoder, self.network.head, *self._items)
+        exported.write(step, path, self.history)
+
+    def use(self, path: str | Path) -> None:
+        """From now on let ONNX Runtime score single histories, by the graph that `export` wrote.
+
+        Raises ConfigError: not such a graph, that of another model, the extra `onnx` is missing.
+        """
+        session, rows = exported.Session(path), np.arange(min(self.history, len(self._popularity)))
+        self._session = None
+        with torch.inference_mode():
+            expected = self._known_scores(Sequences.of([rows]))
+        try:
+            found = self._with_repeat(session(rows)[None], Sequences.of([rows]))
+            same = found.shape == expected.shape and np.allclose(found, expected, rtol=1e-4, atol=1e-4)
+        except Exception:  # a catalogue of fewer items; onnxruntime's own kinds have no common base
+            same = False
+        if not same:
+            raise ConfigError(f"{path} is the graph of another model: export it anew")
+        self._session = session
+
     def _freeze(self) -> None:
+        self._session = None
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             rows = torch.arange(len(self._popularity), device=self.device)
             self._inputs = torch.cat([self.network.read(part) for part in rows.split(READ_AT_ONCE)])

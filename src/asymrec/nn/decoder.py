@@ -9,6 +9,7 @@ attention sees one rectangle for each run of equal lengths; of the last block on
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -93,11 +94,17 @@ class Decoder(nn.Module):
 
     def last(self, x: Tensor, runs: Runs) -> Tensor:
         """Item states of sequences end to end [places, width] -> the state after each sequence's last item, without dropout [n, width]."""
-        counts, lengths = torch.tensor(runs).unbind(1)
-        lengths = lengths.repeat_interleave(counts)
-        stops = lengths.cumsum(0)
-        positions = torch.arange(len(x)) - (stops - lengths).repeat_interleave(lengths)
-        x = x + self.position(positions.to(x.device))
+        counts, lengths = np.array(runs).T
+        lengths = np.repeat(lengths, counts)
+        stops = np.cumsum(lengths)
+        positions, ends = np.arange(len(x)) - np.repeat(stops - lengths, lengths), stops - 1
+        return self._last(x + self.position(torch.from_numpy(positions).to(x.device)), runs, torch.from_numpy(ends).to(x.device))
+
+    def last_of_one(self, x: Tensor) -> Tensor:
+        """The same for one sequence [places, width], without a step that depends on its length: for an exported graph."""
+        return self._last(x + self.position.weight[: x.shape[0]], [(1, x.shape[0])], torch.tensor([-1]))
+
+    def _last(self, x: Tensor, runs: Runs, ends: Tensor) -> Tensor:
         for block in self.blocks[:-1]:
             x = block.over(x, runs)
-        return self.norm(self.blocks[-1].over(x, runs, (stops - 1).to(x.device)))
+        return self.norm(self.blocks[-1].over(x, runs, ends))

@@ -47,7 +47,8 @@ class Writer:
     def __init__(self, encoder: Stack, decoder: Stack, table: Tensor, longest: tuple[int, int], precision: torch.dtype):
         self.table, self.precision = table.detach().clone(), precision
         self.heads = encoder.attention[0].heads
-        self.encoder, self.decoder = ([Layer(stack, number, precision) for number in range(len(stack.feed))] for stack in (encoder, decoder))
+        layers = range(len(encoder.feed))
+        self.encoder, self.decoder = ([Layer(stack, number, precision) for number in layers] for stack in (encoder, decoder))
         normed = F.rms_norm(self.table, self.table.shape[1:], eps=EPSILON).to(precision)
         self.first = [normed @ layers[0].qkv for layers in (self.encoder, self.decoder)]
         weights = [weight.flatten(0, 1) * encoder.norm for cross in decoder.cross for weight in (cross.key, cross.value)]
