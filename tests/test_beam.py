@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asymrec.retrieval.beam import beam_search
@@ -58,6 +58,7 @@ def problems(draw):
     return ids, draw(st.integers(0, 99)), draw(st.integers(1, 4)), draw(st.booleans())
 
 
+@settings(deadline=None)
 @given(problems(), st.integers(1, 40))
 def test_it_is_beam_search_over_real_ids_and_the_smaller_code_wins_ties(problem, width):
     ids, seed, n, tied = problem
@@ -72,6 +73,7 @@ def test_it_is_beam_search_over_real_ids_and_the_smaller_code_wins_ties(problem,
         assert np.isneginf(scores[query][~found]).all()
 
 
+@settings(deadline=None)
 @given(problems())
 def test_a_beam_as_wide_as_the_catalogue_is_exhaustive_search(problem):
     ids, seed, n, _ = problem

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asymrec.errors import RunError
@@ -70,6 +70,7 @@ def test_codes_of_any_width_are_sorted(widths, n, seed):
     assert trie.rows.tolist() == np.lexsort(codes.T[::-1]).tolist()
 
 
+@settings(deadline=None, max_examples=30)
 @given(catalogues())
 def test_a_saved_trie_is_the_same_and_stays_on_the_disk(tmp_path_factory, codes):
     folder, trie = tmp_path_factory.mktemp("trie") / "trie", Trie(codes)
