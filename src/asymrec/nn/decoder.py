@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from asymrec.nn.fused import dropout
+
 
 def causal_mask(segment: Tensor) -> Tensor:
     """segment int [R, W] (-1: empty place) -> bool [R, 1, W, W], True where query (third) may see key (fourth).
@@ -40,8 +42,8 @@ class Block(nn.Module):
         q, k, v = self.qkv(self.norm_attention(x)).view(rows, places, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         drop = self.dropout if self.training else 0.0
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop)
-        x = x + F.dropout(self.out(attended.transpose(1, 2).flatten(2)), drop)
-        return x + F.dropout(self.down(F.gelu(self.up(self.norm_ffn(x)))), drop)
+        x = x + dropout(self.out(attended.transpose(1, 2).flatten(2)), drop)
+        return x + dropout(self.down(F.gelu(self.up(self.norm_ffn(x)))), drop)
 
 
 class Decoder(nn.Module):
@@ -66,7 +68,7 @@ class Decoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor, segment: Tensor, position: Tensor) -> Tensor:
-        x = F.dropout(x + self.position(position), self.dropout, self.training)
+        x = dropout(x + self.position(position), self.dropout, self.training)
         mask = causal_mask(segment)
         for block in self.blocks:
             x = block(x, mask)
