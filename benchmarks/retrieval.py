@@ -225,7 +225,7 @@ def plot(rows: list[dict], folder: Path) -> None:
             axes.loglog(*zip(*points), marker="o", label=method)
         axes.set(xlabel="items", ylabel="ms a query (p50)", title=f"top 100, {batch} at once, {threads} thread")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper left")
         folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(folder / f"retrieval_{batch}.svg", bbox_inches="tight", metadata={"Date": None})
 
