@@ -23,6 +23,17 @@ def causal_mask(segment: Tensor) -> Tensor:
     return (same & torch.ones(width, width, dtype=torch.bool, device=segment.device).tril()).unsqueeze(1)
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, drop: float) -> Tensor:
+    """Softmax attention [R, heads, W, head_width], a share `drop` of the weights left out.
+
+    Torch's own draws a random number for each weight on a processor, which costs more than the attention.
+    """
+    if not drop or q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop)
+    weights = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
+    return dropout(weights.masked_fill(~mask, -torch.inf).softmax(-1).to(v.dtype), drop) @ v
+
+
 class Block(nn.Module):
     """x + attention(norm(x)), then x + MLP(norm(x)); [R, W, width] in and out. head_width: width / heads when None."""
 
@@ -41,7 +52,7 @@ class Block(nn.Module):
         rows, places, _ = x.shape
         q, k, v = self.qkv(self.norm_attention(x)).view(rows, places, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         drop = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop)
+        attended = attention(q, k, v, mask, drop)
         x = x + dropout(self.out(attended.transpose(1, 2).flatten(2)), drop)
         return x + dropout(self.down(F.gelu(self.up(self.norm_ffn(x)))), drop)
 
