@@ -21,6 +21,7 @@ target is missed.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -139,11 +140,10 @@ def measure(catalogue: Catalogue, arguments: argparse.Namespace, threads: int, s
             say(row | {"p50": p50, "p95": p95, "p99": p99, "bytes": index.nbytes if "codes" in name else None})
 
 
-def measure_faiss(catalogue: Catalogue, arguments: argparse.Namespace, threads: int, say: Callable[[dict], None]) -> None:
+def measure_faiss(catalogue: Catalogue, arguments: argparse.Namespace, say: Callable[[dict], None]) -> None:
     """faiss over the items' vectors, and ours over their codes, with the recall of the flat index's list."""
     import faiss
 
-    faiss.omp_set_num_threads(threads)
     vectors, states, k = catalogue.vectors(), catalogue.states, arguments.k
     n, width = vectors.shape
     flat = faiss.IndexFlatIP(width)
@@ -152,7 +152,7 @@ def measure_faiss(catalogue: Catalogue, arguments: argparse.Namespace, threads: 
     lists = int(4 * n**0.5)
     if n <= arguments.ivfpq:
         ivfpq = faiss.index_factory(width, f"IVF{lists},PQ{width // 4}", faiss.METRIC_INNER_PRODUCT)
-        ivfpq.train(vectors[np.random.default_rng(2).permutation(n)[: 64 * lists]])
+        ivfpq.train(vectors[np.random.default_rng(2).permutation(n)[: 40 * lists]])
         ivfpq.add(vectors)
         ivfpq.nprobe = max(8, lists // 64)
         kinds["faiss IVF-PQ"] = ivfpq, f"{lists} lists, {ivfpq.nprobe} probed, {width // 4} bytes"
@@ -166,7 +166,9 @@ def measure_faiss(catalogue: Catalogue, arguments: argparse.Namespace, threads: 
     tables = catalogue.tables
     calls = {"codes, exact": lambda part: index.search(tables[part], k)[0]}
     calls |= {name: (lambda part, kind=kind: kind.search(states[part], k)[1]) for name, (kind, _) in kinds.items()}
-    for batch in arguments.batches:
+    for threads, batch in itertools.product(arguments.threads, arguments.batches):
+        torch.set_num_threads(threads)
+        faiss.omp_set_num_threads(threads)
         for name, times in turns(calls, batch, arguments.seconds).items():
             found = calls[name](slice(0, QUERIES))
             p50, p95, p99 = (float(value) for value in np.quantile(times, (0.5, 0.95, 0.99)))
@@ -223,7 +225,7 @@ def plot(rows: list[dict], folder: Path) -> None:
             axes.loglog(*zip(*points), marker="o", label=method)
         axes.set(xlabel="items", ylabel="ms a query (p50)", title=f"top 100, {batch} at once, {threads} thread")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper left")
         folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(folder / f"retrieval_{batch}.svg", bbox_inches="tight", metadata={"Date": None})
 
@@ -235,7 +237,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--k", type=int, default=100)
-    parser.add_argument("--seconds", type=float, default=4.0, help="for each method, size, batch and number of threads")
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each method, size, batch and number of threads")
     parser.add_argument("--gathers", type=int, default=10**6, help="most items for torch gathers (8 bytes a code)")
     parser.add_argument("--faiss", type=int, default=10**6, help="most items for faiss, 0: none")
     parser.add_argument("--ivfpq", type=int, default=10**6)
@@ -260,8 +262,8 @@ def main() -> None:
         for threads in arguments.threads:
             torch.set_num_threads(threads)
             measure(catalogue, arguments, threads, say)
-            if n <= arguments.faiss:
-                measure_faiss(catalogue, arguments, threads, say)
+        if n <= arguments.faiss:
+            measure_faiss(catalogue, arguments, say)
     table = Table("", "threads", "ratio", "target", "met")
     for verdict in verdicts(rows):
         bound = f"≥ {verdict['at least']}" if "at least" in verdict else f"≤ {verdict['at most']}"

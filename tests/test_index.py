@@ -64,6 +64,31 @@ def test_real_numbers_over_several_pages(n, heads, words, k):
     assert index.nbytes <= 1.3 * codes.size * (2 if words > 256 else 1) + 256 * heads * 2
 
 
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e4])
+def test_items_with_a_factor_and_a_summand(size):
+    """As of a catalogue-normalised head: the sum of an item's code vectors has length 1, and every item a bias."""
+    rng = np.random.default_rng(5)
+    codes, tables = rng.integers(0, 64, (3000, 12)), rng.standard_normal((5, 12, 64)).astype(np.float32)
+    codes[1500:2000] = codes[:500]
+    own = np.stack((rng.uniform(0.2, 3, 3000), rng.standard_normal(3000) * size), 1).astype(np.float32)
+    own[1500:2000] = own[:500]  # ties
+    scores = np.zeros((5, 3000), np.float32)
+    for head in range(12):
+        scores += (tables[:, head] / np.float32(12))[:, codes[:, head]]
+    scores = own[:, 0] * scores + own[:, 1]
+    whole, part = CodeIndex(codes, (64,) * 12, own), CodeIndex(codes[:700], (64,) * 12, own[:700])
+    expected = tuple(brute_top(scores, 50))
+    same(whole.search(tables, 50), expected)
+    same(search_codes(torch.from_numpy(tables), torch.from_numpy(codes), 50, None, whole.alive, own), expected)
+    grown = part.add(codes[700:], own[700:])
+    same(grown.search(tables, 50), expected)
+    np.testing.assert_array_equal(grown.own, own)
+    other = grown.change([3, 2999], codes[[5, 6]], own[[5, 6]])
+    scores[:, [3, 2999]] = scores[:, [5, 6]]
+    same(other.search(tables, 50), brute_top(scores, 50))
+    same(grown.search(tables, 50), expected)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_tables_of_any_size_and_without_a_spread(scale):
     rng = np.random.default_rng(1)
@@ -204,6 +229,9 @@ def test_bitmaps_are_sets(left, data):
         (lambda index: index.change([0], [[1, 1], [1, 1]]), "distinct rows"),
         (lambda index: index.add([[0, 4]]), "outside its codebook"),
         (lambda index: CodeIndex([[0]], (100_000,)), "more than 65,536"),
+        (lambda index: CodeIndex([[0]], (4,), [[0.0, 1.0]]), "first column above 0"),
+        (lambda index: CodeIndex([[0]], (4,), [[1.0, np.nan]]), "must be finite"),
+        (lambda index: index.add([[0, 1]], [[1.0, 1.0]]), "all items of an index"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):

@@ -18,7 +18,9 @@ from asymrec.retrieval.filters import Bitmap
 AT_ONCE = 1 << 26  # scores that exist at one time: 256 MiB
 
 
-def search_codes(tables: Tensor, codes: Tensor, k: int, exclude: Any, allowed: Bitmap) -> tuple[np.ndarray, np.ndarray]:
+def search_codes(
+    tables: Tensor, codes: Tensor, k: int, exclude: Any, allowed: Bitmap, own: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """As `CodeIndex.search`; tables [b, H, K] and codes int [n, H] on one device."""
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
@@ -32,6 +34,9 @@ def search_codes(tables: Tensor, codes: Tensor, k: int, exclude: Any, allowed: B
         line = torch.zeros(len(part), n, device=device)
         for head in range(heads):
             line += part[:, head][:, columns[head]]
+        if own is not None:
+            factor, summand = torch.from_numpy(own).to(device).T
+            line = line * factor + summand
         if bool((line.isnan() | (line == torch.inf)).any()):
             raise ValueError("NaN or +inf among the scores")
         line[:, ~may] = -torch.inf
