@@ -152,9 +152,11 @@ def hf(folder: Path) -> dict[str, Any]:
 def cornac_tiger(shape: dict[str, int], codes: Any) -> Any:
     """cornac's TIGER over these codes, with random weights: as `fit` would leave it."""
     import numpy as np
+    import torch
     from cornac.models import TIGER
     from cornac.models.tiger.tiger import TIGERSeq2Seq
 
+    torch.manual_seed(0)
     model = TIGER(n_beams=BEAM, device="cpu")
     model.device_, model.iid_map, model.pad_idx = "cpu", dict.fromkeys(range(len(codes))), len(codes)
     model._build_semantic_ids(codes[:, :-1])  # it makes the last code by itself
