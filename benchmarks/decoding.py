@@ -287,8 +287,9 @@ def main() -> int:
                 interpreter = arguments.rival_python if label in ("hf", "cornac") else sys.executable
                 found.append(run_side(label, interpreter, __file__, str(run), "--side", label, "--folder", name))
                 print(f"{label:9}", *(f"{batch}: {ms:7.1f} CPU ms a user  " for batch, ms in found[-1]["ms_a_user"].items()), flush=True)
-    lists = {label: found[0].pop("found") for label, found in turns.items()}
-    same_again = all(one.pop("found") == lists[label] for label, found in turns.items() for one in found[1:])
+    found_lists = {label: [one.pop("found") for one in found] for label, found in turns.items()}
+    same_again = all(each == all_of[0] for all_of in found_lists.values() for each in all_of)
+    lists = {label: all_of[0] for label, all_of in found_lists.items()}
     ms = {
         label: {batch: statistics.median(one["ms_a_user"][batch] for one in found) for batch in found[0]["ms_a_user"]}
         for label, found in turns.items()
