@@ -22,7 +22,7 @@ import torch
 
 from asymrec.config import parse_settings
 from asymrec.data import Dataset
-from asymrec.machine import machine
+from asymrec.machine import facts
 from asymrec.ranking import RANKERS, ExamplesConfig, Impressions, Schema, Tables, make
 from asymrec.ranking.metrics import compare, measure
 
@@ -93,8 +93,10 @@ def speed() -> dict[str, Any]:
         labels=np.tile(np.float32([[0], [1]]), (32, 1)),
     )
     shapes = {"4F": {"full": 4, "windows": ()}, "2F2S": {}, "3F1S": {"full": 3, "windows": (16,)}}
-    rankers = {name: RANKERS["tokenformer"](schema, epochs=1, **shape).fit(parts.train.take(np.arange(512)), parts.validation)
-               for name, shape in shapes.items()}
+    rankers = {
+        name: RANKERS["tokenformer"](schema, epochs=1, **shape).fit(parts.train.take(np.arange(512)), parts.validation)
+        for name, shape in shapes.items()
+    }
     from asymrec.ranking.batches import collate, streams
 
     found = streams(every, np.zeros(64, np.int64), 1, 0)
@@ -130,7 +132,7 @@ def main() -> None:
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--out", type=Path, help="JSON log")
     arguments = parser.parse_args()
-    found = (speed() if arguments.speed else table(arguments)) | {"settings": arguments.set, "machine": machine()}
+    found = (speed() if arguments.speed else table(arguments)) | {"settings": arguments.set, "machine": facts()}
     print(json.dumps(found if arguments.speed else found["rows"], indent=1))
     if arguments.out:
         arguments.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

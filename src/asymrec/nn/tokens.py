@@ -109,7 +109,7 @@ class Attention(nn.Module):
             alone = torch.ones(M, M, dtype=torch.bool, device=q.device).tril()
             parts.append(F.scaled_dot_product_attention(q[:, :, :M], k[:, :, :M], v[:, :, :M], attn_mask=alone))
             q = q[:, :, M:]
-        if T > start:
+        if start < T:
             k, v = k[:, :, M:], v[:, :, M:]
             attend = by_blocks if self.bands and T - start >= BLOCKS * self.window else by_square
             parts.append(attend(q, k, v, s.valid, self.window))
@@ -155,7 +155,7 @@ def by_square(q: Tensor, k: Tensor, v: Tensor, valid: Tensor, window: int) -> Te
 
 def by_blocks(q: Tensor, k: Tensor, v: Tensor, valid: Tensor, window: int) -> Tensor:
     """The same: a block of `window` queries sees its own keys and those of the block before, so cost grows with T, not T²."""
-    B, heads, n, width = q.shape
+    B, _, n, _ = q.shape
     T, blocks = k.shape[2], -(-n // window)
     q = F.pad(q, (0, 0, blocks * window - n, 0)).unflatten(2, (blocks, window))
     front = (blocks + 1) * window - T

@@ -7,6 +7,18 @@ from asymrec.ranking.schema import Schema, Tables
 from asymrec.ranking.tokenformer import TokenFormer
 
 __all__ = [
-    *("RANKERS", "DCNv2", "DeepFM", "ExamplesConfig", "Impressions", "Interest", "Linear", "Parts", "Ranker"),
-    *("RankerConfig", "Schema", "Tables", "TokenFormer", "make"),
+    "RANKERS",
+    "DCNv2",
+    "DeepFM",
+    "ExamplesConfig",
+    "Impressions",
+    "Interest",
+    "Linear",
+    "Parts",
+    "Ranker",
+    "RankerConfig",
+    "Schema",
+    "Tables",
+    "TokenFormer",
+    "make",
 ]

@@ -108,9 +108,7 @@ def collate(
         labels = np.zeros((*shape, impressions.labels.shape[1]), np.float32)
         labels[owner, place] = impressions.labels[rows]
     heads = torch.from_numpy(found.order[starts])
-    tensors = [
-        torch.from_numpy(np.asarray(array, np.int64)) for array in (items, acts, lengths, targets, cuts)
-    ]
+    tensors = [torch.from_numpy(np.asarray(array, np.int64)) for array in (items, acts, lengths, targets, cuts)]
     users = torch.from_numpy(impressions.users[found.order[starts]].astype(np.int64))
     about = {name: values[heads] for name, values in context.items()}
     return Batch(users, about, *tensors, torch.from_numpy(present), None if labels is None else torch.from_numpy(labels), rows)

@@ -24,7 +24,7 @@ from asymrec.device import choose_device
 from asymrec.errors import ConfigError, DataError, RunError
 from asymrec.files import atomic
 from asymrec.nn.fields import FieldEmbeddings
-from asymrec.ranking.batches import Batch, Streams, collate, streams
+from asymrec.ranking.batches import Batch, collate, streams
 from asymrec.ranking.encoders import Encoder
 from asymrec.ranking.examples import Impressions
 from asymrec.ranking.metrics import auc, log_loss
@@ -47,7 +47,9 @@ class RankerConfig(Section):
     full: int = Setting(2, ge=0, description="token models: full layers, below")
     windows: tuple[int, ...] = Setting((32, 16), description="token models: windows of the layers above, in tokens")
     gate: bool = Setting(True, description="token models: NLIR")
-    actions: Literal["add", "interleave", "none"] = Setting("add", description="token models: an action is added to its item, a token of its own, or not read")
+    actions: Literal["add", "interleave", "none"] = Setting(
+        "add", description="token models: an action is added to its item, a token of its own, or not read"
+    )
     hidden: tuple[int, ...] = Setting((128, 64), description="field models: widths of the deep part")
     crosses: int = Setting(2, ge=1, description="dcnv2: cross layers")
     dropout: float = Setting(0.1, ge=0, lt=1)

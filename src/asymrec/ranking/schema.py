@@ -168,7 +168,9 @@ def checked(section: type[Section], tree: dict[str, Any], what: str) -> Any:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
-            known = list(section.model_fields) if len(first["loc"]) == 1 else [*Field.model_fields, *History.model_fields, *Label.model_fields]
+            known = (
+                list(section.model_fields) if len(first["loc"]) == 1 else [*Field.model_fields, *History.model_fields, *Label.model_fields]
+            )
             near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
             raise ConfigError(f"{what}: unknown key '{place}'; {hint}") from None

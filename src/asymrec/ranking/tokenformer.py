@@ -14,6 +14,8 @@ and two windowed without), `sliding` (4S, no full layer). Without the gate the f
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -38,22 +40,22 @@ class TokenFormer(Ranker):
 
 class Transformer(TokenFormer):
     name = "transformer"
-    defaults = {"full": 4, "windows": (), "gate": False}
+    defaults: ClassVar = {"full": 4, "windows": (), "gate": False}
 
 
 class NLIROnly(TokenFormer):
     name = "nlir"
-    defaults = {"full": 4, "windows": ()}
+    defaults: ClassVar = {"full": 4, "windows": ()}
 
 
 class BFTSOnly(TokenFormer):
     name = "bfts"
-    defaults = {"gate": False}
+    defaults: ClassVar = {"gate": False}
 
 
 class Sliding(TokenFormer):
     name = "sliding"
-    defaults = {"full": 0, "windows": (64, 48, 32, 16)}
+    defaults: ClassVar = {"full": 0, "windows": (64, 48, 32, 16)}
 
 
 class TokenNetwork(nn.Module):
