@@ -138,3 +138,11 @@ def test_what_cannot_be_fitted_or_loaded_is_told(tables, schema, tmp_path):
         RANKERS["linear"](schema, **QUICK).fit(ones, parts.validation)
     with pytest.raises(RunError, match="cannot read the ranker"):
         Ranker.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenformer", "din"])
+def test_a_ranker_without_history(name, tables, schema):
+    bare = Schema.of(schema.model_dump() | {"history": {"length": 0}})
+    parts = make(tables, bare)
+    ranker = RANKERS[name](bare, **QUICK).fit(parts.train, parts.validation)
+    assert auc(parts.test.labels[:, 0], ranker.predict(parts.test)) > 0.8

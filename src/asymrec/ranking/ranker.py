@@ -232,8 +232,10 @@ class Ranker:
         action = None
         if schema.history.action and schema.history.length:
             field = Field(name=schema.history.action, kind="category")
-            column = part.tables.column("context", field.name)
-            action = Encoder.fit(field, column, np.ones(len(column), np.int64))
+            size = len(dataset.sequences.items)
+            covered = np.bincount(part.begins, minlength=size + 1) - np.bincount(part.ends, minlength=size + 1)
+            read = np.cumsum(covered)[:size] > 0  # some history of training holds it
+            action = Encoder.fit(field, part.tables.column("context", field.name), read.astype(np.int64))
         return found, action
 
     @staticmethod
