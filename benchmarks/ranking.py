@@ -26,7 +26,7 @@ from asymrec.machine import facts
 from asymrec.ranking import RANKERS, ExamplesConfig, Impressions, Schema, Tables, make
 from asymrec.ranking.metrics import compare, measure
 
-MODELS = "linear,deepfm,dcnv2,din,transformer,nlir,bfts,sliding,tokenformer"
+MODELS = "transformer,tokenformer,nlir,bfts,sliding,linear,deepfm,dcnv2,din"  # what others are compared with first
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "user": {},
     "frappe": {"split_by": "random", "validation_share": 0.2, "test_share": 0.1, "negatives": 2, "power": 0.0, "avoid": "user"},
