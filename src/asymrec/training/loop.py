@@ -33,13 +33,14 @@ def train(
     *,
     checkpoint: Checkpoint | None = None,
     listener: Listener = QUIET,
+    decides: str = "ndcg@10",
 ) -> list[dict[str, float]]:
     """Train `network` in place and leave the weights of the best epoch in it.
 
     Args:
         batches: epoch (from 1) -> its batches; must depend on the epoch and nothing else.
         loss: batch -> scalar to descend.
-        validate: -> figures of the present weights; "ndcg@10" decides.
+        validate: -> figures of the present weights; the one called `decides` says which epoch is the best.
         checkpoint: where to keep the state, at least every minute; one found there is gone on from.
         listener: told of steps and epochs.
     Returns:
@@ -102,7 +103,7 @@ def train(
             network.load_state_dict(average)
         network.eval()
         figures = validate()
-        better = figures["ndcg@10"] > max((entry["ndcg@10"] for entry in state["log"]), default=-math.inf)
+        better = figures[decides] > max((entry[decides] for entry in state["log"]), default=-math.inf)
         if better:
             best = {name: value.clone() for name, value in network.state_dict().items()}
         if average is not None:

@@ -1,0 +1,148 @@
+"""Schema, impressions, encoders, rankers: on a small set where nine labels of ten follow from the item."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from asymrec.data import Dataset
+from asymrec.errors import ConfigError, DataError, RunError
+from asymrec.ranking import RANKERS, ExamplesConfig, Impressions, Ranker, Schema, Tables, make
+from asymrec.ranking.encoders import NOTHING, UNSEEN, Encoder
+from asymrec.ranking.metrics import auc
+from asymrec.ranking.schema import Field
+
+QUICK = {"width": 16, "heads": 2, "ffn": 16, "embedding": 8, "epochs": 4, "learning_rate": 1e-2, "hidden": (16,), "batch": 64}
+
+
+@pytest.fixture(scope="module")
+def tables():
+    random = np.random.default_rng(0)
+    users, length, items = 60, 20, 40
+    who, what = np.repeat(np.arange(users), length), random.integers(items, size=users * length)
+    likes = (what % 2 == 0) ^ (random.random(users * length) < 0.1)
+    interactions = pa.table(
+        {
+            "user_id": who,
+            "item_id": what,
+            "timestamp": np.tile(np.arange(length) // 2, users) + 1_000_000,  # two at a time
+            "rating": np.where(likes, 5, 2),
+            "weather": random.choice(["sun", "rain"], users * length),
+        }
+    )
+    about = pa.table(
+        {
+            "item_id": np.arange(items),
+            "side": [f"s{i % 2}" for i in range(items)],
+            "tags": [[f"t{i % 3}", f"t{i % 5}"] for i in range(items)],
+            "price": random.random(items) * 100,
+            "title": [f"thing number {i}" for i in range(items)],
+        }
+    )
+    return Tables(Dataset.read(interactions, about), pa.table({"user_id": np.arange(users), "age": random.random(users) * 60}))
+
+
+@pytest.fixture(scope="module")
+def schema(tables):
+    return Schema.infer(tables)
+
+
+def test_a_schema_is_inferred_and_goes_through_yaml(schema, tmp_path):
+    assert {f.name: f.kind for f in schema.item} == {"item_id": "category", "side": "category", "tags": "values", "price": "numeric"}
+    assert [f.name for f in schema.context] == ["weather"]
+    assert schema.history.action == "rating" and schema.labels[0].at_least == 4
+    (tmp_path / "schema.yaml").write_text(schema.yaml(), encoding="utf-8")
+    assert Schema.read(tmp_path / "schema.yaml") == schema
+
+
+def test_unknown_keys_and_columns_are_named(tables):
+    with pytest.raises(ConfigError, match=r"user\.0\.kindd.*did you mean 'kind'"):
+        Schema.of({"user": [{"name": "user_id", "kind": "category", "kindd": 1}]})
+    with pytest.raises(ConfigError, match="did you mean 'learning_rate'"):
+        RANKERS["linear"](Schema.infer(tables), learning_rat=1)
+    with pytest.raises(ConfigError, match="did you mean 'side'"):
+        tables.column("item", "sid")
+
+
+def test_an_encoder_has_places_for_nothing_rare_and_unseen():
+    column = pa.chunked_array([["a", "a", "b", None]])
+    encoder = Encoder.fit(Field(name="x", kind="category"), column, np.ones(4, int))
+    assert encoder.values == ["a"]
+    assert encoder.encode(pa.chunked_array([["a", "b", "z", None]])).tolist() == [2, UNSEEN, UNSEEN, NOTHING]
+    numbers = Encoder.fit(Field(name="x", kind="numeric", bins=2), pa.chunked_array([[1.0, 2.0, 3.0]]), np.ones(3, int))
+    assert numbers.encode(pa.chunked_array([[0.0, 9.0, None]])).tolist() == [1, 2, NOTHING]
+    tags = Field(name="x", kind="values", floor=1, longest=2)
+    lists = Encoder.fit(tags, pa.chunked_array([[["a", "b", "c"], [], None]]), np.ones(3, int))
+    assert lists.encode(pa.chunked_array([[["b", "c", "a"], [], None]])).tolist() == [[3, 4], [0, 0], [0, 0]]
+    codes = Encoder.fit(Field(name="x", kind="code"), pa.chunked_array([[[0, 1], [2, 0]]]), np.ones(2, int))
+    assert codes.size == 6
+    assert codes.encode(pa.chunked_array([[[2, 1], None]])).tolist() == [[3, 5], [0, 0]]
+
+
+def test_histories_lie_strictly_before(tables, schema):
+    times = tables.dataset.sequences.times
+    for part in vars(make(tables, schema)).values():
+        owners = tables.dataset.sequences.owners
+        for begin, end, user in zip(part.begins, part.ends, part.users):
+            assert (owners[begin:end] == user).all()
+        assert (part.ends == part.begins + (part.ends - part.begins) // 2 * 2).all()  # two at a time: never one of a pair
+    assert (np.diff(times[:20]) >= 0).all()
+
+
+def test_negatives_are_not_of_the_past(tables, schema):
+    bare = schema.model_copy(update={"labels": ()})
+    parts = make(tables, bare, ExamplesConfig(negatives=3))
+    items = tables.dataset.sequences.items
+    assert parts.test.labels.mean() == pytest.approx(0.25, abs=0.02)
+    for label, item, begin, end in zip(parts.test.labels[:, 0], parts.test.items, parts.test.begins, parts.test.ends):
+        assert label or item not in items[begin:end]
+    with pytest.raises(DataError, match="no times"):
+        plain = Dataset.read(pa.table({"user_id": [1, 1], "item_id": [1, 2]}), pa.table({"item_id": [1, 2]}))
+        make(Tables(plain), Schema(item=schema.item[:1]), ExamplesConfig(split_by="time"))
+
+
+@pytest.mark.parametrize("name", sorted(RANKERS))
+def test_every_ranker_keeps_the_contract(name, tables, schema, tmp_path):
+    parts = make(tables, schema)
+    ranker = RANKERS[name](schema, **QUICK).fit(parts.train, parts.validation)
+    found = ranker.predict(parts.test)
+    assert found.shape == (len(parts.test),) and ((found > 0) & (found < 1)).all()
+    assert auc(parts.test.labels[:, 0], found) > 0.8
+    ranker.save(tmp_path / "r")
+    assert np.array_equal(Ranker.load(tmp_path / "r").predict(parts.test), found)
+    again = RANKERS[name](schema, **QUICK).fit(parts.train, parts.validation)
+    assert np.array_equal(again.predict(parts.test), found)
+    assert np.array_equal(again.fit(parts.train, parts.validation).predict(parts.test), found)
+    some = np.array([5, 3, 40])
+    assert np.allclose(ranker.predict(parts.test.take(some)), found[some], atol=1e-5)  # whoever else is in the batch
+
+
+def test_candidates_share_one_history(tables, schema):
+    parts = make(tables, schema)
+    ranker = RANKERS["tokenformer"](schema, **(QUICK | {"epochs": 1, "actions": "interleave"})).fit(parts.train, parts.validation)
+    candidates = Impressions.of(tables, np.array([3, 8]), [np.arange(40), np.arange(7)], pa.table({"weather": ["sun", "rain"]}))
+    assert np.allclose(ranker.predict(candidates), ranker.predict(candidates, share=False), atol=1e-5)
+
+
+def test_several_tasks(tables, schema):
+    two = Schema.of(schema.model_dump() | {"labels": [{"column": "rating", "at_least": 4}, {"column": "rating", "at_least": 1}]})
+    parts = make(tables, two)
+    ranker = RANKERS["tokenformer"](two, **QUICK).fit(parts.train, parts.validation)
+    found = ranker.predict(parts.test, all_tasks=True)
+    assert found.shape == (len(parts.test), 2) and found[:, 1].mean() > 0.8
+
+
+def test_what_cannot_be_fitted_or_loaded_is_told(tables, schema, tmp_path):
+    parts = make(tables, schema)
+    ones = parts.train.take(np.flatnonzero(parts.train.labels[:, 0] == 1))
+    with pytest.raises(DataError, match="both kinds"):
+        RANKERS["linear"](schema, **QUICK).fit(ones, parts.validation)
+    with pytest.raises(RunError, match="cannot read the ranker"):
+        Ranker.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenformer", "din"])
+def test_a_ranker_without_history(name, tables, schema):
+    bare = Schema.of(schema.model_dump() | {"history": {"length": 0}})
+    parts = make(tables, bare)
+    ranker = RANKERS[name](bare, **QUICK).fit(parts.train, parts.validation)
+    assert auc(parts.test.labels[:, 0], ranker.predict(parts.test)) > 0.8
