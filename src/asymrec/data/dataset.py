@@ -137,6 +137,36 @@ class Dataset:
             named = [have or _cut(cell) for have, cell in zip(named, cells)]
         return [have or str(own) for have, own in zip(named, self.item_ids.to_pylist())]
 
+    def with_items(self, items: pa.Table) -> Dataset:
+        """The same users and sequences over more items, which come after the others.
+
+        items: columns of the item table, any but the id may be left out. Raises DataError: a column that the item table does not have or
+        of another type, an id that is null, there already, or given twice.
+        """
+        table = self.item_table(items)
+        both = pa.concat_tables([self.items, table]).unify_dictionaries().combine_chunks()
+        source = Source("items", both)
+        keys = id_keys(source, self.item_column)
+        _refuse_duplicates(source, self.item_column, keys)
+        arguments = (self.sequences, self.interactions, self.time_unit, self.notes)
+        return Dataset(self._users, both, self.item_column, *arguments, keys)
+
+    def item_table(self, items: pa.Table) -> pa.Table:
+        """A table as a piece of the item table: its columns in their order and types, nulls where one is left out. Raises DataError."""
+        schema = self.items.schema
+        if unknown := [name for name in items.column_names if name not in schema.names]:
+            raise DataError(f"items: the item table has no column '{unknown[0]}'; there are {', '.join(schema.names)}")
+        columns = []
+        for field in schema:
+            if field.name not in items.column_names:
+                columns.append(pa.nulls(items.num_rows, field.type))
+                continue
+            try:
+                columns.append(items[field.name].cast(field.type))
+            except pa.ArrowException as error:
+                raise DataError(f"items, column '{field.name}': {' '.join(str(error).split())[:200]}") from None
+        return pa.table(columns, schema=pa.schema([field.with_nullable(True) for field in schema], schema.metadata)).cast(schema)
+
     def split(self, name: str = "leave-last-out", validation_share: float = 0.1, test_share: float = 0.1, seed: int = 0) -> Split:
         """`leave-last-out`, `untied` or `time`; see `asymrec.data.splits.split`."""
         return _split(self.sequences, name, validation_share, test_share, seed)

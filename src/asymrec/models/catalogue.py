@@ -12,6 +12,8 @@ sampling brings: beta = a (t (1 - 1/a) + 1/a), a = negatives / (items - 1), t = 
 
 from __future__ import annotations
 
+from copy import copy
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -19,8 +21,13 @@ from torch.nn import functional as F
 
 from asymrec.data import Sequences
 from asymrec.data.batches import PackedBatch, pack
+from asymrec.errors import PlacingError
+from asymrec.models.growing import Growing, twin
 from asymrec.models.trained import Trained
 from asymrec.nn.losses import Candidates, Pairs, catalogue_cross_entropy, sample_candidates
+
+
+ROWS_AT_ONCE = 8192  # items that are read together
 
 
 class CatalogueNetwork(nn.Module):
@@ -39,6 +46,7 @@ class CatalogueNetwork(nn.Module):
         self.decoder = decoder
         self.temperature = temperature
         self.again = nn.Parameter(torch.zeros(())) if repeat else None
+        self.known: Tensor | None = None  # [n_items, width], what `read` gives, of a frozen model
 
     @property
     def repeat(self) -> Tensor | None:
@@ -49,14 +57,21 @@ class CatalogueNetwork(nn.Module):
         """Item rows int64 [m] -> what the decoder reads of them, [m, width]."""
         raise NotImplementedError
 
+    def over(self, vectors: Tensor, codes: Tensor | None) -> CatalogueNetwork:
+        """This network over other items, of which it knows vectors [m, d] and codes [m, n_codes] only. Raises PlacingError."""
+        raise PlacingError("this network knows items by their interactions alone and cannot place new ones")
+
     def forward(self, batch: PackedBatch) -> Tensor:
         """A packed batch -> the state after each item of its histories, [total, width], history after history."""
         device = next(self.parameters()).device
         items = torch.from_numpy(batch.items).to(device)
-        # each distinct item is read once, however often it stands in the batch; empty places read some item unseen
-        distinct, where = torch.unique(items.clamp_min(0), return_inverse=True)
-        read = self.read(distinct)
-        states = self.decoder(read[where], *(torch.from_numpy(part).to(device) for part in self.context(batch)))
+        if self.known is None:
+            # each distinct item is read once, however often it stands in the batch; empty places read some item unseen
+            distinct, where = torch.unique(items.clamp_min(0), return_inverse=True)
+            read = self.read(distinct)[where]
+        else:
+            read = self.known[items.clamp_min(0)]
+        states = self.decoder(read, *(torch.from_numpy(part).to(device) for part in self.context(batch)))
         return states.flatten(0, 1)[torch.from_numpy(batch.places).to(device)].float()
 
     def context(self, batch: PackedBatch) -> tuple[np.ndarray, ...]:
@@ -124,6 +139,34 @@ class CatalogueModel(Trained):
             seen = np.unique(histories.owners * scores.shape[1] + histories.items)
             scores.reshape(-1)[seen] += self.network.repeat.item()
         return scores
+
+    def frozen(self) -> CatalogueModel:
+        model = copy(self)
+        model.network = twin(self.network).eval()
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            rows = torch.arange(len(self._popularity), device=self.device)
+            model.network.known = torch.cat([self.network.read(part) for part in rows.split(ROWS_AT_ONCE)])
+        return model
+
+    def extended(self, vectors: np.ndarray, codes: np.ndarray | None) -> CatalogueModel:
+        if self.network.known is None:
+            return self.frozen().extended(vectors, codes)
+        model = self._extended(vectors, codes)
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            parts = (torch.from_numpy(vectors), None if codes is None else torch.from_numpy(codes))
+            network = self.network.over(*(None if part is None else part.to(self.device) for part in parts))
+            old, new = {"known": self.network.known}, {"known": network.read(torch.arange(len(vectors), device=self.device))}
+            if hasattr(self, "_items"):
+                old |= {"items": self._items[0], "bias": self._items[1]}
+                new |= dict(zip(("items", "bias"), network.head.items()))
+            grown = {name: self._grown.get(name, Growing(old[name])) if hasattr(self, "_grown") else Growing(old[name])
+                     for name in old if old[name] is not None}  # fmt: skip
+            model._grown |= {name: table.then(new[name]) for name, table in grown.items()}
+        model.network = twin(self.network)
+        model.network.known = model._grown["known"].rows
+        if hasattr(self, "_items"):
+            model._items = tuple(model._grown[name].rows if name in grown else None for name in ("items", "bias"))
+        return model
 
     def _freeze(self) -> None:
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
