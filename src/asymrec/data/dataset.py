@@ -127,15 +127,7 @@ class Dataset:
 
     def titles(self) -> list[str]:
         """A name to show for each item: the first of the title-like columns that has one, cut to 80 characters, else the id."""
-        named: list[str | None] = [None] * self.n_items
-        columns = {column.lower(): column for column in self.items.column_names}
-        for name in _TITLES:
-            column = columns.get(name)
-            if column is None or not _is_text(self.items[column].type):
-                continue
-            cells = (" ".join(cell.split()) if cell else None for cell in self.items[column].to_pylist())
-            named = [have or _cut(cell) for have, cell in zip(named, cells)]
-        return [have or str(own) for have, own in zip(named, self.item_ids.to_pylist())]
+        return item_titles(self.items, self.item_column)
 
     def with_items(self, items: pa.Table) -> Dataset:
         """The same users and sequences over more items, which come after the others.
@@ -224,6 +216,19 @@ class Dataset:
             return cls(users, items, about["item_column"], sequences, tables.get("context.arrow"), about["time_unit"], about["notes"])
         except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, pa.ArrowException) as error:
             raise RunError(f"{folder / name}: damaged or missing ({' '.join(str(error).split())[:200]})") from None
+
+
+def item_titles(items: pa.Table, item_column: str) -> list[str]:
+    """As `Dataset.titles`, of any piece of an item table."""
+    named: list[str | None] = [None] * items.num_rows
+    columns = {column.lower(): column for column in items.column_names}
+    for name in _TITLES:
+        column = columns.get(name)
+        if column is None or not _is_text(items[column].type):
+            continue
+        cells = (" ".join(cell.split()) if cell else None for cell in items[column].to_pylist())
+        named = [have or _cut(cell) for have, cell in zip(named, cells)]
+    return [have or str(own) for have, own in zip(named, items[item_column].to_pylist())]
 
 
 def _refuse_duplicates(source: Source, column: str, keys: pa.Array) -> None:

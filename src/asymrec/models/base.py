@@ -44,6 +44,7 @@ class Recommender:
     name: ClassVar[str]
     defaults: ClassVar[dict[str, Any]] = {}  # settings whose default is another one for this model, by leaf name
     space: ClassVar[dict[str, list[Any]]] = {}  # what a benchmark tries when it tunes this model, by leaf name
+    reads_times: ClassVar[bool] = False  # of a history's items, where they are known
     logits: ClassVar[bool] = False  # scores are logits; else amounts, of which below 0 is none
     recipe: Recipe
     dataset: Dataset
