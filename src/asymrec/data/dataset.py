@@ -121,6 +121,10 @@ class Dataset:
         """int32 [len(ids)]. Raises UnknownIdError with the first unknown id and how many there are."""
         return self._users.rows(ids)
 
+    def find_users(self, ids: Iterable) -> np.ndarray:
+        """As `user_rows`, with -1 for an id that is not there."""
+        return self._users.known(ids)
+
     def item_rows(self, ids: Iterable) -> np.ndarray:
         """int32 [len(ids)]. Raises UnknownIdError with the first unknown id and how many there are."""
         return self._items.rows(ids)
