@@ -31,9 +31,9 @@ from asymrec.data import Sequences
 from asymrec.data.batches import pack
 from asymrec.errors import ConfigError
 from asymrec.models.catalogue import CatalogueModel, CatalogueNetwork, inputs_and_targets
+from asymrec.models.growing import twin
 from asymrec.nn.decoder import Decoder
 from asymrec.nn.heads import CatalogueHead, FacetHeads, VectorHead, unit
-from asymrec.models.growing import twin
 from asymrec.nn.losses import CodeSum
 from asymrec.nn.msp import MSP
 from asymrec.quantize import MHQ

@@ -26,7 +26,6 @@ from asymrec.models.growing import Growing, twin
 from asymrec.models.trained import Trained
 from asymrec.nn.losses import Candidates, Pairs, catalogue_cross_entropy, sample_candidates
 
-
 ROWS_AT_ONCE = 8192  # items that are read together
 
 

@@ -42,7 +42,8 @@ class Network(CatalogueNetwork):
         if self.head.table.content is None:
             return super().over(vectors, codes)
         network, head, table = twin(self), twin(self.head), twin(self.head.table)
-        table.vectors, table.embedding = vectors, nn.Embedding.from_pretrained(vectors.new_zeros(len(vectors), table.embedding.embedding_dim))
+        nothing = vectors.new_zeros(len(vectors), table.embedding.embedding_dim)
+        table.vectors, table.embedding = vectors, nn.Embedding.from_pretrained(nothing)
         head.table, head.bias = table, nn.Parameter(self.head.bias.mean().expand(len(vectors)).clone(), requires_grad=False)
         network.head = head
         return network

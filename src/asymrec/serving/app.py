@@ -1,4 +1,4 @@
-"""The HTTP API. A route checks nothing itself that its schema can say, and answers with what the engine, the catalogue or the store gave."""
+"""The HTTP API. A route checks nothing itself that its schema can say; engine, catalogue and store give the answers."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from threading import RLock
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from asymrec.errors import ConfigError, DataError, UnknownIdError
+from asymrec.errors import AsymrecError, ConfigError, DataError, UnknownIdError
 from asymrec.serving.snapshot import Put, Run, Snapshot, as_id
 from asymrec.serving.store import Change, Store
 
@@ -109,6 +110,12 @@ class Catalogue:
                 prepared = self._replayed(run)
             self.snapshot = prepared
             return prepared
+
+    def warm_up(self) -> None:
+        """Read the text encoder now, so that the first new item need not wait for it."""
+        snapshot = self.snapshot
+        with suppress(AsymrecError):  # a run that cannot place items says so when one comes
+            snapshot.run.model.new_vectors(snapshot.run.dataset.items.slice(0, 1))
 
     def _catch_up(self, connection: Any, version: int) -> None:
         if version <= self.snapshot.version:

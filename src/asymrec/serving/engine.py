@@ -88,7 +88,7 @@ class Engine:
         jobs = [_Job(ask, self.loop.create_future(), until) for ask in asks]
         for job in jobs:
             self.jobs.put_nowait(job)
-        done, late = await asyncio.wait([job.future for job in jobs], timeout=timeout)
+        _, late = await asyncio.wait([job.future for job in jobs], timeout=timeout)
         if late:
             for future in late:
                 future.cancel()
@@ -242,7 +242,10 @@ def _reasons(snapshot: Snapshot, best: np.ndarray, rows: np.ndarray) -> list[lis
     cosine = units[best] @ units[distinct].T
     nearest = np.argsort(-cosine, axis=1, kind="stable")[:, :REASONS]
     return [
-        [{"item": snapshot.ids[row], "title": snapshot.title(row), "similarity": round(float(value), 4)} for row, value in zip(whom, values)]
+        [
+            {"item": snapshot.ids[row], "title": snapshot.title(row), "similarity": round(float(value), 4)}
+            for row, value in zip(whom, values)
+        ]
         for whom, values in zip(distinct[nearest].tolist(), np.take_along_axis(cosine, nearest, 1))
     ]
 

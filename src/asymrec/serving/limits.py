@@ -82,8 +82,9 @@ class Limits:
             route = getattr(scope.get("route"), "path", None) or "none"  # never the path itself: it holds ids, and is without end
             self.metrics.requests.labels(route, scope["method"] if route != "none" else "none", status).inc()
             self.metrics.latency.labels(route).observe(seconds)
-            if log.isEnabledFor(logging.INFO):
-                log.info("%s %s %d %.1f ms", scope["method"], route, status, seconds * 1000)
+            level = logging.INFO if status < 500 else logging.WARNING
+            if log.isEnabledFor(level):
+                log.log(level, "%s %s %d %.1f ms", scope["method"], route, status, seconds * 1000)
 
 
 async def _problem(send: Any, refused: Refused) -> None:

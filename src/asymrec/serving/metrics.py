@@ -14,7 +14,9 @@ class Metrics:
         self.requests = Counter("asymrec_requests", "Requests answered.", ("route", "method", "status"), **own)
         self.latency = Histogram("asymrec_request_seconds", "Time from request to answer.", ("route",), buckets=SECONDS, **own)
         self.queue = Gauge("asymrec_queue_length", "Recommendations that wait for the model.", **own)
-        self.batch = Histogram("asymrec_batch_size", "Requests that one call of the model answers.", buckets=(1, 2, 4, 8, 16, 32, 64), **own)
+        self.batch = Histogram(
+            "asymrec_batch_size", "Requests that one call of the model answers.", buckets=(1, 2, 4, 8, 16, 32, 64), **own
+        )
         self.model = Histogram("asymrec_model_seconds", "Time of one call of the model.", buckets=SECONDS, **own)
         self.refused = Counter("asymrec_refused", "Requests refused.", ("reason",), **own)
         self.cache = Counter("asymrec_user_cache", "Look-ups of users' events.", ("result",), **own)

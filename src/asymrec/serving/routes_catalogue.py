@@ -119,9 +119,7 @@ def _codes(app: FastAPI, service: Service) -> None:
         return schemas.Codebooks(version=snapshot.version, codebooks=books)
 
     @app.get("/v1/codes/{facet}/{level}/{code}", dependencies=read, tags=["codes"])
-    def items_of_code(
-        facet: int, level: int, code: int, limit: Annotated[int, Query(ge=1, le=100)] = 20
-    ) -> schemas.Briefs:
+    def items_of_code(facet: int, level: int, code: int, limit: Annotated[int, Query(ge=1, le=100)] = 20) -> schemas.Briefs:
         """Items that have a codeword at a place, counted from 0."""
         snapshot = catalogue.snapshot
         codes, quantizer = _coded(snapshot)

@@ -42,7 +42,9 @@ def listen(host: str, port: int) -> socket.socket:
     return found
 
 
-def serve(run: Path, host: str, port: int, store: str | None, keys: bool, insecure: bool, threads: int, **settings: object) -> None:
+def serve(
+    run: Path, host: str, port: int, store: str | None, keys: bool, insecure: bool, threads: int, access_log: bool, **settings: object
+) -> None:
     """Serve until SIGTERM or Ctrl-C, then answer what was accepted. Raises RunError and what the run and the store raise.
 
     keys: are needed on loopback as well. insecure: are not needed elsewhere.
@@ -54,6 +56,7 @@ def serve(run: Path, host: str, port: int, store: str | None, keys: bool, insecu
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     for noisy in ("alembic", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("asymrec.access").setLevel(logging.INFO if access_log else logging.WARNING)
     local = is_loopback(host)
     required = keys or not (local or insecure)
     heard = listen(host, port)
@@ -64,7 +67,9 @@ def serve(run: Path, host: str, port: int, store: str | None, keys: bool, insecu
     hosts = LOCAL if local and not required else ()  # a page of another site must not reach a server without keys by a name of its own
     service = Service(run, opened, Settings(keys=required, hosts=hosts, **settings))
     app = create_app(service)
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=30, timeout_keep_alive=30, server_header=False)
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, timeout_graceful_shutdown=30, timeout_keep_alive=30, server_header=False
+    )
     shown = f"[{host}]" if ":" in host else host
     print(f"asymrec serves {run} at http://{shown}:{heard.getsockname()[1]}/", file=sys.stderr, flush=True)
     uvicorn.Server(config).run(sockets=[heard])

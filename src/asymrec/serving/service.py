@@ -108,6 +108,7 @@ class Service:
     # The run folder and other servers
 
     def _watch(self) -> None:
+        self.catalogue.warm_up()
         while not self.stopping.wait(self.settings.watch):
             try:
                 self.catalogue.follow()

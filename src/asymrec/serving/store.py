@@ -65,7 +65,8 @@ class Store:
         try:
             parsed = sa.make_url(url)
         except ArgumentError:
-            raise RunError(f"'{_hidden(url)}' is not the URL of a store, such as sqlite:///store.sqlite or postgresql://host/name") from None
+            hint = "such as sqlite:///store.sqlite or postgresql://host/name"
+            raise RunError(f"'{_hidden(url)}' is not the URL of a store, {hint}") from None
         if parsed.get_backend_name() not in ("sqlite", "postgresql"):
             raise RunError(f"a store is SQLite or PostgreSQL, not '{parsed.get_backend_name()}'")
         self.shared = parsed.get_backend_name() == "postgresql"  # other servers may write it too
@@ -102,7 +103,8 @@ class Store:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunError(f"another server has the store {path}; several servers share a PostgreSQL one (--store postgresql://...)") from None
+            hint = "several servers share a PostgreSQL one (--store postgresql://...)"
+            raise RunError(f"another server has the store {path}; {hint}") from None
 
     def _migrate(self) -> None:
         from alembic import command

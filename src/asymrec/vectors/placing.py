@@ -47,7 +47,9 @@ class Placer:
         self.text_width = self.width - sum(widths.values()) - config.collaborative if self.columns else 0
         # the views stand side by side, text first; the longest row tells the scale of text, whose vectors have length 1
         self.text_scale = float(np.linalg.norm(vectors[:, : self.text_width], axis=1).max()) if self.columns else 0.0
-        self.scales = {view: 1 / float(np.linalg.norm(column_vectors(items[view], view).astype(np.float64), axis=1).mean()) for view in widths}
+        self.scales = {
+            view: 1 / float(np.linalg.norm(column_vectors(items[view], view).astype(np.float64), axis=1).mean()) for view in widths
+        }
         self.widths = widths
         self._encoder: Encoder | None = None
 

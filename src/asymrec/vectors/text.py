@@ -62,7 +62,8 @@ def text_vectors(
 ) -> np.ndarray:
     """float32 [n, d]: texts embedded, each of length 1; the zero vector, with a warning, for empty ones.
 
-    encoder: `minilm`, `hashed`, a model folder, or a sentence-transformers name; or what `find_encoder` gave. max_tokens: how much of a text is read.
+    encoder: `minilm`, `hashed`, a model folder, or a sentence-transformers name; or what `find_encoder` gave.
+    max_tokens: how much of a text is read.
     cache: keep vectors by content under `cache_folder()`. progress: a bar on stderr for many texts, if it is a terminal.
     Raises VectorError: all texts empty; an encoder that is not there or cannot be read.
     """
