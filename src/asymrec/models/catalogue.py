@@ -21,7 +21,6 @@ from torch.nn import functional as F
 
 from asymrec.data import Sequences
 from asymrec.data.batches import PackedBatch, pack
-from asymrec.errors import PlacingError
 from asymrec.models.growing import Growing, twin
 from asymrec.models.trained import Trained
 from asymrec.nn.losses import Candidates, Pairs, catalogue_cross_entropy, sample_candidates
@@ -57,8 +56,8 @@ class CatalogueNetwork(nn.Module):
         raise NotImplementedError
 
     def over(self, vectors: Tensor, codes: Tensor | None) -> CatalogueNetwork:
-        """This network over other items, of which it knows vectors [m, d] and codes [m, n_codes] only. Raises PlacingError."""
-        raise PlacingError("this network knows items by their interactions alone and cannot place new ones")
+        """This network over other items, of which it knows vectors [m, d] and codes [m, n_codes] only. One that can place items has it."""
+        raise NotImplementedError
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """A packed batch -> the state after each item of its histories, [total, width], history after history."""
@@ -148,6 +147,8 @@ class CatalogueModel(Trained):
         return model
 
     def extended(self, vectors: np.ndarray, codes: np.ndarray | None) -> CatalogueModel:
+        if type(self.network).over is CatalogueNetwork.over:
+            return super().extended(vectors, codes)
         if self.network.known is None:
             return self.frozen().extended(vectors, codes)
         model = self._extended(vectors, codes)

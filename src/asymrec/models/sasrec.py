@@ -39,8 +39,6 @@ class Network(CatalogueNetwork):
 
     def over(self, vectors: Tensor, codes: Tensor | None) -> Network:
         """An item without interactions has no learned part: its vector is what is made of its content, its bias the mean one."""
-        if self.head.table.content is None:
-            return super().over(vectors, codes)
         network, head, table = twin(self), twin(self.head), twin(self.head.table)
         nothing = vectors.new_zeros(len(vectors), table.embedding.embedding_dim)
         table.vectors, table.embedding = vectors, nn.Embedding.from_pretrained(nothing)

@@ -119,6 +119,7 @@ def _ask(wanted: schemas.Wanted) -> Ask:
         wanted.deny,
         [condition.model_dump(exclude_none=True) for condition in wanted.where],
         wanted.reasons,
+        wanted.codes,
     )
 
 
@@ -184,6 +185,7 @@ def _operations(app: FastAPI, service: Service) -> None:
 
     @app.get("/version", tags=["operations"])
     async def version() -> schemas.About:
+        """Of this software, and what it serves."""
         run = service.catalogue.snapshot.run
         return schemas.About(asymrec=__version__, run=run.name, model=run.model.name)
 

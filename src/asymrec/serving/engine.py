@@ -50,6 +50,7 @@ class Ask:
     deny: list[Any] = field(default_factory=list)
     where: list[dict[str, Any]] = field(default_factory=list)
     reasons: bool = True
+    codes: bool = False
 
 
 @dataclass(frozen=True)
@@ -230,6 +231,9 @@ def _answer(snapshot: Snapshot, ask: Ask, rows: np.ndarray, scores: np.ndarray) 
     if ask.reasons:
         for item, why in zip(items, _reasons(snapshot, best, rows)):
             item["reasons"] = why
+    if ask.codes:
+        for item, row in zip(items, best.tolist()):
+            item["codes"] = snapshot.codes(row)
     return {"version": snapshot.version, "history": len(rows), "items": items}
 
 

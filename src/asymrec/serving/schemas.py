@@ -54,6 +54,7 @@ class Wanted(Strict):
     deny: list[Id] = Field([], max_length=LISTED, description="never these items")
     where: list[Condition] = Field([], max_length=16, description="conditions that all must hold")
     reasons: StrictBool = Field(True, description="with the nearest items of the history")
+    codes: StrictBool = Field(False, description="with the items' codes")
 
     @model_validator(mode="after")
     def _someone(self) -> Wanted:
@@ -107,6 +108,7 @@ class Found(BaseModel):
     title: str
     score: float
     reasons: list[Reason] | None = None
+    codes: list[list[int]] | None = Field(None, description="[facets][levels]; where asked for, and the model has codes")
 
 
 class Recommended(BaseModel):

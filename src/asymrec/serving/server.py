@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -72,4 +73,5 @@ def serve(
     )
     shown = f"[{host}]" if ":" in host else host
     print(f"asymrec serves {run} at http://{shown}:{heard.getsockname()[1]}/", file=sys.stderr, flush=True)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # uvicorn has its own while it runs, and raises the signal anew after it has stopped
     uvicorn.Server(config).run(sockets=[heard])

@@ -7,6 +7,7 @@ is a line of a table of its own, because a new price is a new line and not a new
 from __future__ import annotations
 
 import json
+import re
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -116,14 +117,17 @@ class Snapshot:
         return [(int(other), float(cosine[other])) for other in best if np.isfinite(cosine[other])]
 
     def search(self, text: str, limit: int) -> list[int]:
-        """Live rows whose title or id holds all words of the text; titles that begin with it first."""
-        words = text.lower().split()
+        """Live rows with words in the title that begin as all those of the text do, or with that id; titles that begin so first."""
+        words = _words(text).split()
         if not words:
             return []
         found = []
         for row in np.flatnonzero(self.live).tolist():
             title = self.titles[self.lines[row]].lower()
-            if all(word in title for word in words):
+            if not all(word in title for word in words):
+                continue
+            title = _words(title)
+            if all(f" {word}" in f" {title}" for word in words):
                 found.append((not title.startswith(words[0]), len(title), row))
         exact = self.rows.get(text.strip())
         first = [exact] if exact is not None and self.live[exact] else []
@@ -229,6 +233,11 @@ def _fits(table: pa.Table, condition: dict[str, Any]) -> np.ndarray:
         parents = pc.list_parent_indices(column).to_numpy()
         fits = np.bincount(parents[fits], minlength=len(column)) > 0
     return ~fits if condition.get("none_of") is not None else fits
+
+
+def _words(text: str) -> str:
+    """Lower case, with one space for whatever stands between words."""
+    return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def as_id(value: Any) -> str | int:

@@ -137,11 +137,11 @@ class Store:
         if not rows:
             return 0
         with self.engine.begin() as connection:
-            statement = self._insert(events).on_conflict_do_nothing(index_elements=["event"])
             if all(row["event"] is None for row in rows):
                 connection.execute(events.insert(), rows)
                 return len(rows)
-            return sum(connection.execute(statement, row).rowcount for row in rows)
+            statement = self._insert(events).on_conflict_do_nothing(index_elements=["event"]).returning(events.c.number)
+            return len(connection.execute(statement, rows).all())
 
     def events_of(self, users: Iterable[str]) -> dict[str, list[tuple[str, int]]]:
         """(item, time) of each user's latest events, the oldest first."""
