@@ -128,7 +128,8 @@ class CatalogueModel(Trained):
         return self._with_repeat(out, histories)
 
     def _last_states(self, histories: Sequences) -> Tensor:
-        batch = pack(histories, None, self.history)
+        width = min(self.history, int(histories.lengths.max()))  # a short history alone need not fill a long row
+        batch = pack(histories, None, width)
         ends = torch.from_numpy(np.cumsum(batch.length) - 1)
         return self.network(batch)[ends.to(self.device)]
 
