@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import pytest
@@ -76,10 +77,16 @@ def test_a_user_and_an_item_that_is_added(page):
     page.fill("#column-vector", ", ".join(map(str, vector(10.5))))
     page.click("#add button")
     page.wait_for_selector("#added:has-text('In the catalogue')")
-    assert "121 items" in page.inner_text("#about") and "bold" in page.inner_text("#history li:last-child")
-    assert page.locator("#history b").count() == 0  # text is text
+    assert "121 items" in page.inner_text("#about") and re.search(r"at place \d+", page.inner_text("#added"))
+    assert page.locator("#history li").count() == 3
+    page.fill("#search", "bold new")
+    page.wait_for_selector("#found li[aria-selected=true]")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#history li:nth-child(4)")
+    assert page.inner_text("#history li:last-child span") == "a <b>bold</b> new thing" and page.locator("#history b").count() == 0
     page.check("#seen")
-    page.wait_for_selector("#best li.new", timeout=20_000)
+    page.select_option("#k", "50")
+    page.wait_for_selector("#best li:nth-child(50)")
 
 
 def test_problems_are_told(page):

@@ -265,13 +265,15 @@ $("add").addEventListener("submit", (event) => {
     const id = $("add-id").value.trim();
     const begun = performance.now();
     const made = await call("PUT", path("items", id), columns);
-    const item = await call("GET", path("items", id));
-    const { items } = await call("GET", `${path("similar", id)}?k=3`);
     const took = Math.round(performance.now() - begun);
-    $("added").textContent = `In the catalogue after ${took} ms, version ${made.version}. Nearest: ${items.map((near) => near.title).join("; ")}`;
-    state.added = id;
-    state.user = null;
-    state.history.push({ item: item.item, title: item.title });
+    // somebody to recommend it to: who has what is nearest to it
+    const { items } = await call("GET", `${path("similar", id)}?k=3`);
+    const found = await call("POST", "/v1/recommend", { history: items.map((near) => near.item), k: 1000, reasons: false });
+    const place = found.items.findIndex((one) => String(one.item) === id) + 1;
+    $("added").textContent = `In the catalogue after ${took} ms, version ${made.version}; ` +
+      `nearest are ${items.map((near) => near.title).join("; ")}. For who has these it is at place ${place || "1000 or later"}.`;
+    Object.assign(state, { added: id, user: null, history: items });
+    $("user-text").value = "";
     $("add").reset();
     await showCatalogue();
     await Promise.all([refresh(), showUsage()]);
