@@ -22,7 +22,7 @@ from rich.table import Table
 
 from asymrec import Recommender, machine
 from asymrec.models import RPG
-from asymrec.retrieval.exact import CodeIndex
+from asymrec.retrieval.index import CodeIndex
 
 GRID = [
     (neighbours, beam, steps)

@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from asymrec import machine
-from asymrec.retrieval.exact import CodeIndex, score_codes
+from asymrec.retrieval.exact import score_codes
+from asymrec.retrieval.index import CodeIndex
 
 TARGET = 5.0
 

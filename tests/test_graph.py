@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from asymrec.data import Sequences
-from asymrec.retrieval.exact import CodeIndex, score_codes
+from asymrec.retrieval.exact import score_codes
 from asymrec.retrieval.graph import CodeGraph
+from asymrec.retrieval.index import CodeIndex
 
 N, HEADS, WORDS, WIDTH, NEIGHBOURS = 900, 6, 12, 8, 10
 

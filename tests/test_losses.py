@@ -1,5 +1,9 @@
 """The fused losses against torch's own, value and gradients."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -65,13 +69,36 @@ def test_the_compiled_kernel_agrees_with_the_plain_one_on_bfloat16():
     targets = torch.randint(301, (29,), generator=generator)
     keys = torch.unique(torch.randint(29 * 301, (200,), generator=generator))
     seen, repeat = Pairs(keys // 301, keys % 301), torch.tensor(-2.5)
-    for pairs, shift in ((seen, None), (None, torch.linspace(-2, 2, 29)), (seen, torch.linspace(-2, 2, 29))):
-        loss, slope, by_repeat = losses._gradient(logits.clone(), targets, shift, pairs, repeat)
-        loss_c, slope_c, by_repeat_c = losses._gradient_compiled(logits.clone(), targets, shift, pairs, repeat)
+    bias, ramp = torch.randn(301, generator=generator), torch.linspace(-2, 2, 29)
+    for pairs, shift, added in ((seen, None, bias), (None, ramp, None), (seen, ramp, bias)):
+        loss, slope, by_repeat = losses._gradient(logits.clone(), targets, added, shift, pairs, repeat)
+        loss_c, slope_c, by_repeat_c = losses._gradient_compiled(logits.clone(), targets, added, shift, pairs, repeat)
         torch.testing.assert_close(loss_c, loss, rtol=1e-5, atol=1e-4)
         torch.testing.assert_close(slope_c.float(), slope.float(), rtol=1e-2, atol=1e-5)  # one rounding to bfloat16
         if pairs is not None:
             torch.testing.assert_close(by_repeat_c, by_repeat, rtol=1e-4, atol=1e-4)
+
+
+def test_threads_and_a_cold_start_change_no_bit(tmp_path):
+    """What is compiled in this process, and what another process takes from the cache, on one thread and on three."""
+    program = """
+import sys, zlib, numpy as np, torch
+from asymrec.nn import losses
+torch.set_num_threads(int(sys.argv[1]))
+generator = torch.Generator().manual_seed(8)
+states, table = torch.randn(64, 32, generator=generator) * 4, torch.randn(1201, 32, generator=generator)
+states.requires_grad_(), table.requires_grad_()
+bias = torch.randn(1201, generator=generator, requires_grad=True)
+loss = losses.catalogue_cross_entropy(states, table, torch.arange(64), bias, precision=torch.bfloat16)
+loss.backward()
+print(*(zlib.crc32(t.detach().numpy().tobytes()) for t in (loss, states.grad, table.grad, bias.grad)))
+"""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    run = lambda threads: subprocess.run(  # noqa: E731
+        [sys.executable, "-c", program, str(threads)], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    cold = run(1)
+    assert cold == run(1) == run(3)
 
 
 def test_extreme_logits_stay_finite():

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from asymrec.data import Sequences
 from asymrec.data.batches import pack
 from asymrec.nn.decoder import Decoder, causal_mask
+from asymrec.nn.fused import dropout
 from asymrec.nn.heads import CatalogueHead, FacetHeads
 from asymrec.nn.losses import catalogue_cross_entropy
 from asymrec.nn.msp import MSP
@@ -101,3 +102,20 @@ def test_catalogue_head_scores_by_the_cosine_with_the_sum_of_code_embeddings():
     targets = torch.randint(13, (9,))
     ours = catalogue_cross_entropy(head.query(states), table, targets, item_bias)
     torch.testing.assert_close(ours, F.cross_entropy(logits, targets), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_dropout_keeps_its_share_and_gives_the_same_mask_backwards(precision):
+    torch.manual_seed(0)
+    x = torch.ones(50, 40, 64, dtype=precision, requires_grad=True)
+    out = dropout(x, 0.3)
+    kept = out != 0
+    assert abs(kept.float().mean() - 0.7) < 0.005
+    torch.testing.assert_close(out[kept], torch.full_like(out[kept], 1 / 0.7))
+    out.backward(torch.full_like(out, 2.0))
+    assert ((x.grad != 0) == kept).all()
+    torch.testing.assert_close(x.grad[kept], torch.full_like(out[kept], 2 / 0.7))
+    assert (dropout(x, 0.3) != 0).ne(kept).any()  # another draw
+    torch.manual_seed(0)
+    assert (dropout(x.transpose(0, 1).contiguous().transpose(0, 1), 0.3) == out).all()  # what is drawn does not depend on the layout
+    assert dropout(x, 0.3, training=False) is x and dropout(x, 0.0) is x

@@ -132,12 +132,18 @@ def test_the_collision_code_counts_up_in_the_order_of_rows():
     assert (raw[:, 1] == 0).all()  # what was passed stays as it is
 
 
-def test_more_items_of_one_id_than_the_collision_code_counts_are_refused():
-    vectors = np.concatenate((embeddings(200), np.repeat(embeddings(1), 16, axis=0)))
+def test_more_items_of_one_text_than_the_collision_code_counts():
+    """The later ones get the next best codeword of the last level; every item has an id of its own, and the first ones keep theirs."""
+    vectors = np.concatenate((embeddings(200), np.repeat(embeddings(1), 60, axis=0)))
     quantizer = RQVAE(**SMALL).fit(embeddings(200))
-    message = r"\d+ items share the codes \(\d+, \d+, \d+\), one more code tells only 16 apart: raise rqvae_codewords"
-    with pytest.raises(QuantizerError, match=message):
-        quantizer.catalogue(np.concatenate((vectors, vectors[-1:])))
+    codes, raw = quantizer.catalogue(vectors), quantizer.encode(vectors)
+    assert len(np.unique(codes, axis=0)) == len(vectors) and codes.max() < 16
+    kept = (codes[:, :-1] == raw[:, :-1]).all(1)
+    assert kept[:200].all() and 0 < (~kept[200:]).sum() < 60
+    assert (codes[~kept, :-2] == raw[~kept, :-2]).all()
+    tiny = RQVAE(**SMALL | {"rqvae_codewords": 2, "rqvae_levels": 1}).fit(embeddings(200))
+    with pytest.raises(QuantizerError, match="200 items cannot have distinct ids"):
+        tiny.catalogue(embeddings(200))
 
 
 def test_alternatives_count_collisions_first_and_go_on_to_all_ids():

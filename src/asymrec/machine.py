@@ -62,6 +62,20 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def keep_memory() -> None:
+    """Let freed memory be used again instead of going back to the system at once, whose fresh pages cost more than the arithmetic on
+    them: a fifth of a training step. `release_memory` gives it back where that is wanted. Linux's C library only."""
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    with suppress(OSError, AttributeError):  # another C library
+        mallopt, (trim, pad, mapped) = ctypes.CDLL(None).mallopt, (-1, -2, -3)
+        mallopt(mapped, 1 << 25)  # the most that it takes: larger pieces are mapped by themselves
+        mallopt(trim, (1 << 31) - 1)
+        mallopt(pad, 1 << 26)
+
+
 def release_memory() -> None:
     """Give freed memory back to the system. glibc keeps it, and the holes that batches of many shapes leave add up to gigabytes."""
     if not sys.platform.startswith("linux"):

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from functools import cache
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import torch
 
@@ -27,6 +29,28 @@ def spread(work: Callable[[Piece], Result], pieces: Iterable[Piece]) -> list[Res
             return list(pool.map(work, pieces))
     finally:
         torch.set_num_threads(threads)  # a thread that sets its own number also sets that of threads yet to start
+
+
+def by_rows(kernel: Callable[..., None], n: int, *arguments: Any) -> None:
+    """`kernel(begin, end, *arguments)` over 0 .. n, a piece for each of torch's threads. The kernel is compiled and lets others run.
+
+    Not numba's own parallel loops: what they compile has other last bits when it comes from the cache than when it is new, so a first
+    fit on a machine differed from all later ones.
+    """
+    pieces = min(torch.get_num_threads(), n)
+    if pieces < 2:
+        kernel(0, n, *arguments)
+        return
+    edges = [n * piece // pieces for piece in range(pieces + 1)]
+    others = [_pool(pieces - 1).submit(kernel, begin, end, *arguments) for begin, end in pairwise(edges[1:])]
+    kernel(0, edges[1], *arguments)
+    for other in others:
+        other.result()
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "rows")
 
 
 @contextmanager

@@ -33,8 +33,9 @@ from asymrec.nn.decoder import Decoder
 from asymrec.nn.losses import CodeSum
 from asymrec.nn.residual import ResidualHeads
 from asymrec.quantize.product import ProductQuantizer
-from asymrec.retrieval.exact import CodeIndex, score_codes
+from asymrec.retrieval.exact import score_codes
 from asymrec.retrieval.graph import CodeGraph
+from asymrec.retrieval.index import CodeIndex
 
 
 class Network(CatalogueNetwork):

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from asymrec.nn.fused import dropout
+
 
 def causal_mask(segment: Tensor) -> Tensor:
     """segment int [R, W] (-1: empty place) -> bool [R, 1, W, W], True where query (third) may see key (fourth).
@@ -19,6 +21,17 @@ def causal_mask(segment: Tensor) -> Tensor:
     width = segment.shape[1]
     same = segment.unsqueeze(2) == segment.unsqueeze(1)
     return (same & torch.ones(width, width, dtype=torch.bool, device=segment.device).tril()).unsqueeze(1)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, drop: float) -> Tensor:
+    """Softmax attention [R, heads, W, head_width], a share `drop` of the weights left out.
+
+    Torch's own draws a random number for each weight on a processor, which costs more than the attention.
+    """
+    if not drop or q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop)
+    weights = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
+    return dropout(weights.masked_fill(~mask, -torch.inf).softmax(-1).to(v.dtype), drop) @ v
 
 
 class Block(nn.Module):
@@ -39,9 +52,9 @@ class Block(nn.Module):
         rows, places, _ = x.shape
         q, k, v = self.qkv(self.norm_attention(x)).view(rows, places, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         drop = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop)
-        x = x + F.dropout(self.out(attended.transpose(1, 2).flatten(2)), drop)
-        return x + F.dropout(self.down(F.gelu(self.up(self.norm_ffn(x)))), drop)
+        attended = attention(q, k, v, mask, drop)
+        x = x + dropout(self.out(attended.transpose(1, 2).flatten(2)), drop)
+        return x + dropout(self.down(F.gelu(self.up(self.norm_ffn(x)))), drop)
 
 
 class Decoder(nn.Module):
@@ -66,7 +79,7 @@ class Decoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor, segment: Tensor, position: Tensor) -> Tensor:
-        x = F.dropout(x + self.position(position), self.dropout, self.training)
+        x = dropout(x + self.position(position), self.dropout, self.training)
         mask = causal_mask(segment)
         for block in self.blocks:
             x = block(x, mask)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from asymrec.threads import by_rows
+
 EPSILON = 1e-6  # of the normalisation, as in T5
 BLOCKS = 64  # parts in which a gradient is summed over rows: a fixed number, so that the sum does not depend on the threads
 
@@ -34,6 +36,34 @@ def _drawn(p: float) -> tuple[np.uint32, np.uint32]:
     return np.uint32(seed), np.uint32(round(p * 2**32))
 
 
+def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
+    """`torch.nn.functional.dropout`, x [..., width]; float32 and bfloat16 on a processor without a random number for each element."""
+    if not training or not p or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+        return F.dropout(x, p, training)
+    return _Dropout.apply(x, p, *_drawn(p))
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, p, seed, threshold):
+        ctx.how = seed, threshold, np.float32(1 / (1 - p))
+        return _dropped(x, *ctx.how)
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return _dropped(upstream, *ctx.how), None, None, None
+
+
+def _dropped(x: Tensor, *how: np.generic) -> Tensor:
+    from asymrec.nn.fused_kernels import dropout
+
+    x = x.detach().contiguous()
+    out = torch.empty_like(x)
+    lines = (_bits(part) if x.dtype == torch.bfloat16 else part.numpy() for part in (x.flatten(0, -2), out.flatten(0, -2)))
+    by_rows(dropout, x.numel() // x.shape[-1], *lines, *how)
+    return out
+
+
 def masked_relu(u: Tensor, p: float) -> Tensor:
     """u [n, width] where positive, and of that a share p set to 0. May overwrite u."""
     if _compiled(u.device, u.dtype):
@@ -47,7 +77,7 @@ class _MaskedRelu(torch.autograd.Function):
         from asymrec.nn.fused_kernels import relu
 
         ctx.mark_dirty(u)
-        relu(_bits(u), *_drawn(p))
+        by_rows(relu, len(u), _bits(u), *_drawn(p))
         ctx.save_for_backward(u)
         return u
 
@@ -57,7 +87,7 @@ class _MaskedRelu(torch.autograd.Function):
 
         (u,) = ctx.saved_tensors
         upstream = upstream.contiguous()
-        relu_gradient(_bits(upstream), _bits(u))
+        by_rows(relu_gradient, len(u), _bits(upstream), _bits(u))
         return upstream, None
 
 
@@ -77,7 +107,7 @@ def _softmax(scores: Tensor, bias: Tensor, p: float) -> Tensor:
     from asymrec.nn.fused_kernels import softmax
 
     kept = torch.empty_like(scores)
-    softmax(_bits(scores), bias.detach().numpy(), _bits(kept), *_drawn(p))
+    by_rows(softmax, len(scores), _bits(scores), bias.detach().numpy(), _bits(kept), *_drawn(p))
     return kept
 
 
@@ -86,7 +116,7 @@ def _softmax_gradient(upstream: Tensor, shares: Tensor, kept: Tensor) -> Tensor:
     from asymrec.nn.fused_kernels import softmax_gradient
 
     by_bias = torch.zeros(min(len(shares), BLOCKS), *shares.shape[1:])
-    softmax_gradient(_bits(upstream), _bits(shares), _bits(kept), by_bias.numpy())
+    by_rows(softmax_gradient, len(by_bias), _bits(upstream), _bits(shares), _bits(kept), by_bias.numpy())
     return by_bias.sum(0)
 
 
@@ -177,7 +207,7 @@ class _AddNorm(torch.autograd.Function):
         ctx.dropout = (*_drawn(p), np.float32(1 / (1 - p)))
         ctx.begins = x is None
         arrays = total.numpy(), _bits(y.contiguous()), weight.detach().numpy(), _bits(normed), inverse.numpy()
-        add_norm(*arrays, np.float32(EPSILON), *ctx.dropout)
+        by_rows(add_norm, len(total), *arrays, np.float32(EPSILON), *ctx.dropout)
         ctx.save_for_backward(total, weight, inverse)
         return total, normed
 
@@ -189,5 +219,5 @@ class _AddNorm(torch.autograd.Function):
         by_normed = by_normed.contiguous()
         by_x, by_y, by_weight = by_total.clone(), torch.empty_like(by_normed), torch.zeros(BLOCKS, len(weight))
         arrays = total.numpy(), weight.detach().numpy(), inverse.numpy(), _bits(by_normed), by_x.numpy(), _bits(by_y), by_weight.numpy()
-        add_norm_gradient(*arrays, *ctx.dropout)
+        by_rows(add_norm_gradient, BLOCKS, *arrays, *ctx.dropout)
         return None if ctx.begins else by_x, by_y, by_weight.sum(0), None

@@ -5,12 +5,14 @@ A bfloat16 is the upper half of a float32: arrays of it come as uint16, and are 
 Dropout draws nothing: element i is kept where a hash of (seed, i) is at least `threshold`, a share of 2^32. So the backward pass
 makes the mask of the forward pass again, and no mask is stored. The hash is two rounds of multiply and shift (after Wellons,
 "Prospecting for Hash Functions", 2018).
+
+Each works on the rows, or blocks of rows, begin .. end - 1 and is called by `threads.by_rows`.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from asymrec.compiled import compiled
 
@@ -32,11 +34,33 @@ def _rounded(bits):  # pragma: no cover - compiled
     return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
 
 
-@compiled(parallel=True, fastmath=True)
-def relu(u, seed, threshold):  # pragma: no cover - compiled
+@compiled
+def dropout(begin, end, x, out, seed, threshold, scale):  # pragma: no cover - compiled
+    """out = scale * x where kept, else 0; float32, or bfloat16 as uint16, [n, width] both."""
+    width = x.shape[1]
+    bits = np.empty(width, np.uint32)
+    value = bits.view(np.float32)
+    for i in range(begin, end):
+        first = np.uint32(np.uint32(i) * np.uint32(width))
+        if x.itemsize == 4:
+            for j in range(width):
+                kept = _hash(seed, np.uint32(first + np.uint32(j))) >= threshold
+                out[i, j] = x[i, j] * scale if kept else np.float32(0)
+        else:
+            for j in range(width):
+                bits[j] = np.uint32(x[i, j]) << np.uint32(16)
+            for j in range(width):
+                value[j] *= scale
+            for j in range(width):
+                kept = _hash(seed, np.uint32(first + np.uint32(j))) >= threshold
+                out[i, j] = _rounded(bits[j]) if kept else np.uint16(0)
+
+
+@compiled(fastmath=True)
+def relu(begin, end, u, seed, threshold):  # pragma: no cover - compiled
     """In place: u [n, width] where it is positive and kept, else 0."""
-    n, width = u.shape
-    for i in prange(n):
+    width = u.shape[1]
+    for i in range(begin, end):
         row = u[i]
         first = np.uint32(np.uint32(i) * np.uint32(width))
         for j in range(width):
@@ -44,23 +68,23 @@ def relu(u, seed, threshold):  # pragma: no cover - compiled
             row[j] = row[j] if kept else np.uint16(0)
 
 
-@compiled(parallel=True, fastmath=True)
-def relu_gradient(gradient, u):  # pragma: no cover - compiled
+@compiled(fastmath=True)
+def relu_gradient(begin, end, gradient, u):  # pragma: no cover - compiled
     """In place: the gradient where u, what `relu` left, is not 0."""
-    n, width = u.shape
-    for i in prange(n):
+    width = u.shape[1]
+    for i in range(begin, end):
         for j in range(width):
             gradient[i, j] = gradient[i, j] if u[i, j] != np.uint16(0) else np.uint16(0)
 
 
-@compiled(parallel=True, fastmath=True)
-def softmax(scores, bias, out, seed, threshold):  # pragma: no cover - compiled
+@compiled(fastmath=True)
+def softmax(begin, end, scores, bias, out, seed, threshold):  # pragma: no cover - compiled
     """scores [n, heads, k, q] become softmax over k of scores + bias [heads, k, q], in place; out the same where kept, else 0.
 
     Keys come before queries so that maxima and sums run over whole lines, not along them.
     """
-    n, heads, k, q = scores.shape
-    for i in prange(n):
+    _, heads, k, q = scores.shape
+    for i in range(begin, end):
         bits, power = np.empty((k, q), np.uint32), np.empty((k, q), np.uint32)
         value, factor, line = bits.view(np.float32), power.view(np.float32), np.empty(q, np.float32)
         for head in range(heads):
@@ -97,12 +121,12 @@ def softmax(scores, bias, out, seed, threshold):  # pragma: no cover - compiled
                     kept[row, j] = score[row, j] if _hash(seed, np.uint32(start + np.uint32(j))) >= threshold else np.uint16(0)
 
 
-@compiled(parallel=True, fastmath=True)
-def softmax_gradient(gradient, probability, kept, by_bias):  # pragma: no cover - compiled
+@compiled(fastmath=True)
+def softmax_gradient(begin, end, gradient, probability, kept, by_bias):  # pragma: no cover - compiled
     """In place: the gradient of `kept` [n, heads, k, q] becomes that of the scores; by_bias [blocks, heads, k, q] gets sums over n."""
     n, heads, k, q = probability.shape
     blocks = len(by_bias)
-    for block in prange(blocks):
+    for block in range(begin, end):
         slope_bits, share_bits, part_bits = np.empty(q, np.uint32), np.empty(q, np.uint32), np.empty((k, q), np.uint32)
         slope, share, part = slope_bits.view(np.float32), share_bits.view(np.float32), part_bits.view(np.float32)
         line = np.empty(q, np.float32)
@@ -127,11 +151,11 @@ def softmax_gradient(gradient, probability, kept, by_bias):  # pragma: no cover 
                         d[row, j] = _rounded(part_bits[row, j])
 
 
-@compiled(parallel=True, fastmath=True)
-def add_norm(x, y, weight, normed, inverse, eps, seed, threshold, scale):  # pragma: no cover - compiled
+@compiled(fastmath=True)
+def add_norm(begin, end, x, y, weight, normed, inverse, eps, seed, threshold, scale):  # pragma: no cover - compiled
     """In place: x float32 [n, width] gets scale * y where kept; normed = x * inverse * weight, inverse [n] = 1 / root mean square of x."""
-    n, width = x.shape
-    for i in prange(n):
+    width = x.shape[1]
+    for i in range(begin, end):
         bits = np.empty(width, np.uint32)
         value = bits.view(np.float32)
         row, added, out = x[i], y[i], normed[i]
@@ -150,13 +174,15 @@ def add_norm(x, y, weight, normed, inverse, eps, seed, threshold, scale):  # pra
             out[j] = _rounded(bits[j])
 
 
-@compiled(parallel=True, fastmath=True)
-def add_norm_gradient(x, weight, inverse, by_normed, by_x, by_y, by_weight, seed, threshold, scale):  # pragma: no cover - compiled
+@compiled(fastmath=True)
+def add_norm_gradient(
+    begin, end, x, weight, inverse, by_normed, by_x, by_y, by_weight, seed, threshold, scale
+):  # pragma: no cover - compiled
     """In place: by_x float32 [n, width], the gradient of the sum x, gets what comes through the norm; by_y becomes that of y, and
     by_weight [blocks, width] gets sums over rows."""
     n, width = x.shape
     blocks = len(by_weight)
-    for block in prange(blocks):
+    for block in range(begin, end):
         bits, down = np.empty(width, np.uint32), np.empty(width, np.uint32)
         slope, value = bits.view(np.float32), down.view(np.float32)
         weights = by_weight[block]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from asymrec.nn.decoder import causal_mask
+from asymrec.nn.fused import dropout
 
 UNKNOWN, AT_ONCE = 0, 1  # buckets of time: times are not known; no time between the two
 STEPS = 2  # buckets an octave
@@ -59,7 +60,7 @@ class Block(nn.Module):
         weights = F.silu(q @ k.transpose(2, 3) + bias.to(q.dtype)) * share.to(q.dtype)
         taken = self.norm_taken((weights @ v).transpose(1, 2).flatten(2)) * u.transpose(1, 2).flatten(2)
         drop = self.dropout if self.training else 0.0
-        return x + F.dropout(self.out(F.dropout(taken, drop)), drop)
+        return x + dropout(self.out(dropout(taken, drop)), drop)
 
 
 class HSTUDecoder(nn.Module):
@@ -104,7 +105,7 @@ class HSTUDecoder(nn.Module):
             if self.training and self.forget:
                 forgotten = torch.rand(int(segment.max()) + 1, device=x.device) < self.forget
                 time = time.masked_fill(forgotten[segment.clamp_min(0)].unsqueeze(2), UNKNOWN)
-        x = F.dropout(x, self.dropout, self.training)
+        x = dropout(x, self.dropout, self.training)
         for block in self.blocks:
             x = block(x, share, distance, time)
         return self.norm(x)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from asymrec.threads import by_rows
+
 CHUNK = 1 << 22  # logits at a time: 16 MiB in float32, about what stays in a processor's last-level cache
 
 
@@ -24,11 +26,12 @@ class Pairs(NamedTuple):
 
 
 def _gradient(
-    logits: Tensor, targets: Tensor, at_target: Tensor | None, seen: Pairs | None, repeat: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Logits [n, items] -> summed loss, softmax minus one-hot in the same precision, gradient of `repeat`."""
+    logits: Tensor, targets: Tensor, bias: Tensor | None = None, at_target: Tensor | None = None, seen: Pairs | None = None,
+    repeat: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """Logits [n, items] without `bias` -> summed loss, softmax minus one-hot in the same precision, gradient of `repeat`."""
     precision = logits.dtype
-    logits = logits.float()
+    logits = logits.float() if bias is None else logits.float() + bias
     if seen is not None:
         logits[seen] += repeat
     goal = targets.unsqueeze(1)
@@ -45,8 +48,9 @@ def _gradient(
 
 
 def _gradient_compiled(
-    logits: Tensor, targets: Tensor, at_target: Tensor | None, seen: Pairs | None, repeat: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    logits: Tensor, targets: Tensor, bias: Tensor | None = None, at_target: Tensor | None = None, seen: Pairs | None = None,
+    repeat: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """The same as `_gradient` in one pass over bfloat16 logits, which it overwrites."""
     from asymrec.nn.kernels import softmax_gradient
 
@@ -59,12 +63,33 @@ def _gradient_compiled(
     shift = np.zeros(n, np.float32) if at_target is None else at_target.numpy()
     loss, d_repeat = np.empty(n, np.float32), np.empty(n, np.float32)
     by = np.float32(0 if repeat is None else repeat.detach().item())
-    softmax_gradient(logits.view(torch.uint16).numpy(), targets.numpy(), shift, starts, columns, by, loss, d_repeat)
+    added = np.zeros(logits.shape[1], np.float32) if bias is None else bias.detach().float().numpy()
+    by_rows(softmax_gradient, n, logits.view(torch.uint16).numpy(), added, targets.numpy(), shift, starts, columns, by, loss, d_repeat)
     return torch.tensor(loss.sum()), logits, torch.tensor(d_repeat.sum())
 
 
 def gradient_for(device: torch.device, precision: torch.dtype):
     return _gradient_compiled if precision == torch.bfloat16 and device.type == "cpu" else _gradient
+
+
+def _add(total: Tensor, part: Tensor) -> None:
+    """total += part; bfloat16 without a float32 copy first, whose memory would be fresh each time."""
+    if part.dtype != torch.bfloat16 or part.device.type != "cpu":
+        total += part
+        return
+    from asymrec.nn.kernels import add_rounded
+
+    by_rows(add_rounded, len(part), total.numpy(), part.view(torch.uint16).numpy())
+
+
+def _add_columns(total: Tensor, part: Tensor) -> None:
+    """total += part.sum(0), in the same way."""
+    if part.dtype != torch.bfloat16 or part.device.type != "cpu":
+        total += part.sum(0, dtype=torch.float32)
+        return
+    from asymrec.nn.kernels import add_columns
+
+    by_rows(add_columns, part.shape[1], total.numpy(), part.view(torch.uint16).numpy())
 
 
 class _CatalogueCrossEntropy(torch.autograd.Function):
@@ -85,22 +110,19 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
         for number, start in enumerate(starts):
             part = slice(start, min(start + chunk, n))
             logits = low_states[part] @ low_table.T
-            if bias is not None:
-                logits += bias
             pairs = None
             if seen is not None:
                 these = slice(cuts[number], cuts[number + 1])
                 pairs = Pairs(seen.rows[these] - start, seen.columns[these])
-            part_loss, probability, part_repeat = gradient(
-                logits, targets[part], None if at_target is None else at_target[part], pairs, repeat
-            )
+            shift = None if at_target is None else at_target[part]
+            part_loss, probability, part_repeat = gradient(logits, targets[part], bias, shift, pairs, repeat)
             loss += part_loss
             if d_bias is not None:
-                d_bias += probability.sum(0, dtype=torch.float32)
+                _add_columns(d_bias, probability)
             if d_repeat is not None:
                 d_repeat += part_repeat
             d_states[part] = probability @ low_table
-            d_table += probability.T @ low_states[part]
+            _add(d_table, probability.T @ low_states[part])
         ctx.save_for_backward(d_states, d_table, d_bias, d_repeat)
         ctx.count = n
         return loss / n
@@ -178,7 +200,7 @@ class _HeadsCrossEntropy(torch.autograd.Function):
             part = slice(start, min(start + chunk, heads))
             low_states, low_tables = states[part].to(precision), tables[part].to(precision)
             logits = torch.bmm(low_states, low_tables.transpose(1, 2))
-            part_loss, probability, _ = gradient(logits.view(-1, words), codes[part].reshape(-1), None, None, None)
+            part_loss, probability, _ = gradient(logits.view(-1, words), codes[part].reshape(-1))
             loss += part_loss
             probability = probability.view_as(logits)
             d_states[part] = torch.bmm(probability, low_tables)

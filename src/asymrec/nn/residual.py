@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from asymrec.nn.losses import gradient_for
+from asymrec.threads import by_rows
 
 CHUNK = 1 << 20  # activations at a time: on a batch of the usual size one head
 
@@ -68,7 +69,7 @@ class _ResidualCrossEntropy(torch.autograd.Function):
             everyone = low_states.expand(len(low_weight), -1, -1)
             head = block(states, torch.bmm(everyone, low_weight.transpose(1, 2)), bias[part], temperature)
             logits = torch.bmm(head.query, low_words.transpose(1, 2))
-            part_loss, probability, _ = softmax(logits.view(-1, size), codes[part].reshape(-1), None, None, None)
+            part_loss, probability, _ = softmax(logits.view(-1, size), codes[part].reshape(-1))
             loss += part_loss
             probability = probability.view_as(logits)
             d_words[part] = torch.bmm(probability.transpose(1, 2), head.query)
@@ -117,12 +118,13 @@ class _CompiledBlock:
 
         self.inner, self.query = inner, torch.empty_like(inner)
         self.unit, self.scale = np.empty(inner.shape, np.float32), np.empty(inner.shape[:2], np.float32)
-        kernels.residual_forward(x.numpy(), _bits(inner), bias.numpy(), np.float32(temperature), _bits(self.query), self.unit, self.scale)
+        arrays = x.numpy(), _bits(inner), bias.numpy(), np.float32(temperature), _bits(self.query), self.unit, self.scale
+        by_rows(kernels.residual_forward, len(x), *arrays)
 
     def back(self, d_query: Tensor, d_x: Tensor) -> Tensor:
         from asymrec.nn import kernels
 
-        kernels.residual_backward(_bits(d_query), self.unit, self.scale, _bits(self.inner), d_x.numpy())
+        by_rows(kernels.residual_backward, len(d_x), _bits(d_query), self.unit, self.scale, _bits(self.inner), d_x.numpy())
         return self.inner
 
 

@@ -33,7 +33,7 @@ from asymrec.config import Recipe
 from asymrec.errors import QuantizerError
 from asymrec.quantize import kmeans
 from asymrec.quantize.base import Quantizer, matrix
-from asymrec.quantize.distinct import identical
+from asymrec.quantize.distinct import identical, make_distinct
 from asymrec.quantize.linear import BLOCK, moments, sample_items
 from asymrec.threads import spread, team
 
@@ -52,8 +52,7 @@ class RQVAE(Quantizer):
 
     `encode` knows nothing of other items: its last code is 0. `catalogue` numbers the items that share the other codes, in the order
     of rows; `decode` does not read that number.
-    Raises ConfigError: unknown setting, impossible value; QuantizerError: on fit, the training diverges; on `catalogue`, more than K
-    items share their other codes.
+    Raises ConfigError: unknown setting, impossible value; QuantizerError: on fit, the training diverges.
     """
 
     def __init__(self, *, seed: int = 0, **settings: Any):
@@ -86,14 +85,9 @@ class RQVAE(Quantizer):
             return codes
         codes[:, -1] = 0
         for rows in identical(codes):
-            if len(rows) > self.codebook_sizes[-1]:
-                shared = ", ".join(map(str, codes[rows[0], :-1]))
-                raise QuantizerError(
-                    f"{len(rows)} items share the codes ({shared}), one more code tells only {self.codebook_sizes[-1]} apart: "
-                    "raise rqvae_codewords or rqvae_levels"
-                )
-            codes[rows, -1] = np.arange(len(rows))
-        return codes
+            numbers = np.arange(len(rows))
+            codes[rows, -1] = np.where(numbers < self.codebook_sizes[-1], numbers, 0)
+        return make_distinct(codes, vectors, self._alternatives)
 
     def latents(self, vectors: Any) -> np.ndarray:
         """[n, d] -> what the encoder makes of it, before quantization, float32 [n, latent]. Raises as `encode`."""

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.nn.functional import embedding_bag
 
+from asymrec.retrieval.filters import Bitmap, as_bitmap, in_range
 from asymrec.threads import spread
 
 BLOCK = 32  # queries scored together: two AVX-512 vectors, and a table of 48 * 256 lines (1.5 MB) stays in cache
@@ -30,9 +31,9 @@ def score_codes(tables: Any, codes: Any) -> np.ndarray:
 
     tables: float [b, H, K]; codes: int [n, H], each below K. Returns float32 [b, n].
     """
-    tables = _tables(tables)
+    tables = as_tables(tables)
     b, heads, codewords = tables.shape
-    codes = _codes(codes, (codewords,) * heads)
+    codes = as_codes(codes, (codewords,) * heads)
     out = np.empty((b, len(codes)), np.float32)
 
     def fill(queries: slice) -> None:
@@ -40,7 +41,7 @@ def score_codes(tables: Any, codes: Any) -> np.ndarray:
         for query, items, scores in _code_scores(tables[queries], codes, np.arange(len(codes), dtype=np.int32)):
             part[query : query + scores.shape[1], items[0] : items[-1] + 1] = scores.T
 
-    spread(fill, _shares(b))
+    spread(fill, shares(b))
     return out
 
 
@@ -52,8 +53,8 @@ def top_k(scores: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
     """
     from asymrec.retrieval import kernels
 
-    scores = _floats(scores, 2, "scores")
-    best = _Best(len(scores), k)
+    scores = floats(scores, 2, "scores")
+    best = Best(len(scores), k)
     if not kernels.keep_lines(scores, best.scores, best.rows):
         raise ValueError("NaN among the scores")
     return best.lists()
@@ -64,57 +65,15 @@ def search_dense(states: Any, items: Any, k: int, exclude: Any = None, only: Any
 
     states: float [b, d]; items: float [n, d]; the rest and the result as in `CodeIndex.search`.
     """
-    states, items = _floats(states, 2, "states"), _floats(items, 2, "items")
+    states, items = floats(states, 2, "states"), floats(items, 2, "items")
     if states.shape[1] != items.shape[1]:
         raise ValueError(f"states are {states.shape[1]} wide, items {items.shape[1]}")
-    rows = _candidates(len(items), only, deny)
-    best = _Best(len(states), k, _Barred.of(exclude, len(states), len(items)))
+    rows = allowed_rows(len(items), only, deny)
+    best = Best(len(states), k, Barred.of(exclude, len(states), len(items)))
     items, queries = torch.from_numpy(items), torch.from_numpy(states).T
     for part in _chunks(rows):
         best.offer((items[_run(part)] @ queries).numpy(), part)
     return best.lists()
-
-
-class CodeIndex:
-    """The codes of a catalogue, ready to be searched exactly.
-
-    codes: int [n, H]; codebook_sizes: H sizes, code h of every item is below codebook_sizes[h]. Held as uint8 or uint16.
-    """
-
-    def __init__(self, codes: Any, codebook_sizes: tuple[int, ...]):
-        self.codebook_sizes = tuple(int(size) for size in codebook_sizes)
-        self.codes = _codes(codes, self.codebook_sizes)
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    def search(self, tables: Any, k: int, exclude: Any = None, only: Any = None, deny: Any = None) -> tuple[np.ndarray, np.ndarray]:
-        """The k best items of each query by the mean over heads of tables[b, h, codes[i, h]].
-
-        tables: float [b, H, K], K at least the largest codebook size. exclude: CSR (`.offsets` [b + 1], `.items`), the rows that
-        query b must not get. only, deny: rows that all queries may, or may not, get.
-        Returns rows int32 [b, k] (-1 where fewer than k remain) and scores float32 [b, k] (there -inf), best first.
-        Raises ValueError: shapes that do not fit, rows out of range, NaN among the scores.
-        """
-        tables = _tables(tables)
-        b, heads, codewords = tables.shape
-        largest = max(self.codebook_sizes)
-        if heads != len(self.codebook_sizes) or codewords < largest:
-            raise ValueError(f"tables [b, {heads}, {codewords}] do not fit {len(self.codebook_sizes)} codebooks of up to {largest}")
-        rows = _candidates(len(self), only, deny)
-        barred = _Barred.of(exclude, b, len(self))
-
-        def collect(queries: slice, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            best = _Best(queries.stop - queries.start, k, barred.of_queries(queries))
-            for query, part, scores in _code_scores(tables[queries], self.codes, rows):
-                best.offer(scores, part, query)
-            return best.lists()
-
-        if b < FEW and len(rows) >= 16 * CHUNK:
-            everyone, parts = slice(0, b), np.array_split(rows, torch.get_num_threads())
-            return _merge(spread(lambda part: collect(everyone, part), parts))
-        lists = spread(lambda queries: collect(queries, rows), _shares(b))
-        return tuple(np.concatenate(parts) for parts in zip(*lists))
 
 
 def _code_scores(tables: np.ndarray, codes: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
@@ -147,37 +106,37 @@ def _chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
     return (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
 
 
-def _shares(b: int) -> list[slice]:
+def shares(b: int) -> list[slice]:
     """Queries for each thread: whole blocks."""
     share = max(1, -(-b // torch.get_num_threads() // BLOCK)) * BLOCK if b >= FEW else FEW
     return [slice(start, min(start + share, b)) for start in range(0, b, share)] or [slice(0, 0)]
 
 
-class _Barred:
+class Barred:
     """What each query must not get, as ascending rows in CSR."""
 
     def __init__(self, offsets: np.ndarray, rows: np.ndarray):
         self.offsets, self.rows = offsets, rows
 
     @classmethod
-    def of(cls, exclude: Any, b: int, n: int) -> _Barred:
+    def of(cls, exclude: Any, b: int, n: int) -> Barred:
         if exclude is None:
             return cls(np.zeros(b + 1, np.int64), np.zeros(0, np.int64))
         offsets = np.asarray(exclude.offsets, np.int64)
         if len(offsets) != b + 1:
             raise ValueError(f"exclude has {len(offsets) - 1} lists for {b} queries")
-        rows = _in_range(exclude.items, n, "exclude")[offsets[0] : offsets[-1]]
+        rows = in_range(exclude.items, n, "exclude")[offsets[0] : offsets[-1]]
         first = np.repeat(np.arange(b) * np.int64(n), np.diff(offsets))
         return cls(offsets - offsets[0], np.sort(first + rows) - first)  # one sort by (query, row) instead of one a query
 
-    def of_queries(self, queries: slice) -> _Barred:
-        return _Barred(self.offsets[queries.start : queries.stop + 1], self.rows)
+    def of_queries(self, queries: slice) -> Barred:
+        return Barred(self.offsets[queries.start : queries.stop + 1], self.rows)
 
 
-class _Best:
+class Best:
     """The k best of each of b queries so far. Rows must be offered in ascending order."""
 
-    def __init__(self, b: int, k: int, barred: _Barred | None = None):
+    def __init__(self, b: int, k: int, barred: Barred | None = None):
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
         self.scores = np.full((b, k), -np.inf, np.float32)
@@ -200,27 +159,16 @@ class _Best:
         return self.rows, self.scores
 
 
-def _merge(lists: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+def merge(lists: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     rows, scores = (np.concatenate(parts, axis=1) for parts in zip(*lists))
     best = np.lexsort((rows, -scores), axis=1)[:, : lists[0][0].shape[1]]
     return np.take_along_axis(rows, best, axis=1), np.take_along_axis(scores, best, axis=1)
 
 
-def _candidates(n: int, only: Any, deny: Any) -> np.ndarray:
-    """The rows that may be found, ascending, int32."""
-    allowed = np.full(n, only is None)
-    if only is not None:
-        allowed[_in_range(only, n, "only")] = True
-    if deny is not None:
-        allowed[_in_range(deny, n, "deny")] = False
-    return np.flatnonzero(allowed).astype(np.int32)
-
-
-def _in_range(rows: Any, n: int, name: str) -> np.ndarray:
-    rows = np.asarray(rows, np.int64)
-    if rows.size and not (rows.min() >= 0 and rows.max() < n):
-        raise ValueError(f"{name} holds rows outside 0 .. {n - 1}")
-    return rows
+def allowed_rows(n: int, only: Any, deny: Any) -> np.ndarray:
+    """The rows that may be found, ascending, int32; only and deny: rows, a `Bitmap`, or None."""
+    allowed = Bitmap.all(n) if only is None else as_bitmap(only, n, "only")
+    return (allowed if deny is None else allowed - as_bitmap(deny, n, "deny")).rows()
 
 
 def _run(rows: np.ndarray) -> slice | np.ndarray:
@@ -228,18 +176,18 @@ def _run(rows: np.ndarray) -> slice | np.ndarray:
     return slice(int(rows[0]), int(rows[-1]) + 1) if rows[-1] - rows[0] + 1 == len(rows) else rows
 
 
-def _floats(values: Any, dims: int, name: str) -> np.ndarray:
+def floats(values: Any, dims: int, name: str) -> np.ndarray:
     values = torch.as_tensor(values).detach().to("cpu", torch.float32).contiguous().numpy()
     if values.ndim != dims:
         raise ValueError(f"{name} must have {dims} dimensions, not {values.ndim}")
     return values
 
 
-def _tables(tables: Any) -> np.ndarray:
-    return _floats(tables, 3, "tables")
+def as_tables(tables: Any) -> np.ndarray:
+    return floats(tables, 3, "tables")
 
 
-def _codes(codes: Any, sizes: tuple[int, ...]) -> np.ndarray:
+def as_codes(codes: Any, sizes: tuple[int, ...]) -> np.ndarray:
     """Codes [n, H] in the smallest type that holds them; ValueError where one does not fit its codebook."""
     codes = np.asarray(codes.detach().cpu() if isinstance(codes, torch.Tensor) else codes)
     if codes.ndim != 2 or codes.shape[1] != len(sizes):

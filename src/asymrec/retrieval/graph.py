@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from asymrec.retrieval.exact import CodeIndex, _Barred, _candidates, _floats, _shares, _tables
+from asymrec.retrieval.exact import Barred, allowed_rows, as_tables, floats, shares
+from asymrec.retrieval.index import CodeIndex
 from asymrec.threads import spread
 
 AT_ONCE = 1024  # items whose neighbours are looked for together
@@ -37,7 +38,7 @@ class CodeGraph:
             raise ValueError(f"neighbours must be [{len(index)}, k], not {list(neighbours.shape)}")
         if neighbours.size and not (neighbours.min() >= 0 and neighbours.max() < len(index)):
             raise ValueError(f"neighbours outside 0 .. {len(index) - 1}")
-        self.index, self.neighbours = index, np.ascontiguousarray(neighbours, np.int32)
+        self.index, self.codes, self.neighbours = index, index.codes, np.ascontiguousarray(neighbours, np.int32)
 
     @classmethod
     def build(cls, index: CodeIndex, similarity: Any, k: int) -> CodeGraph:
@@ -49,7 +50,7 @@ class CodeGraph:
         """
         if k < 1:
             raise ValueError(f"an item needs at least 1 neighbour, not {k}")
-        similarity, n = _floats(similarity, 3, "similarity"), len(index)
+        similarity, n, codes = floats(similarity, 3, "similarity"), len(index), index.codes
         if k >= n - 1:
             everyone = np.arange(n, dtype=np.int32)
             return cls(index, np.stack([np.delete(everyone, i) for i in range(n)]))
@@ -58,7 +59,7 @@ class CodeGraph:
         for start in range(0, n, AT_ONCE):
             rows = np.arange(start, min(start + AT_ONCE, n))
             itself = SimpleNamespace(offsets=np.arange(len(rows) + 1), items=rows)
-            found.append(index.search(similarity[heads, index.codes[rows]], k, exclude=itself)[0])
+            found.append(index.search(similarity[heads, codes[rows]], k, exclude=itself)[0])
         return cls(index, np.concatenate(found))
 
     def search(
@@ -86,18 +87,18 @@ class CodeGraph:
             raise ValueError(f"k must be at least 1, not {k}")
         tables, start = self._ready(tables, beam, steps, seed)
         b, n = len(tables), len(self.index)
-        barred = _Barred.of(exclude, b, n)
+        barred = Barred.of(exclude, b, n)
         allowed = np.zeros(n, np.bool_)
-        allowed[_candidates(n, only, deny)] = True
+        allowed[allowed_rows(n, only, deny)] = True
         rows, scores, visited = np.full((b, k), -1, np.int32), np.full((b, k), -np.inf, np.float32), np.empty(b, np.int32)
 
         def part(queries: slice) -> None:
             own, lists = barred.of_queries(queries), (scores[queries], rows[queries])
-            nodes = self.index.codes, self.neighbours, start, steps
+            nodes = self.codes, self.neighbours, start, steps
             kernels.search_graph(tables[queries], *nodes, own.offsets, own.rows, allowed, *lists, visited[queries])
             kernels.order(*lists)
 
-        spread(part, _shares(b))
+        spread(part, shares(b))
         return rows, scores, visited
 
     def scores(self, tables: Any, beam: int, steps: int, seed: int = 0) -> np.ndarray:
@@ -107,14 +108,14 @@ class CodeGraph:
         tables, start = self._ready(tables, beam, steps, seed)
         out = np.full((len(tables), len(self.index)), -np.inf, np.float32)
         spread(
-            lambda queries: kernels.score_graph(tables[queries], self.index.codes, self.neighbours, start, steps, out[queries]),
-            _shares(len(tables)),
+            lambda queries: kernels.score_graph(tables[queries], self.codes, self.neighbours, start, steps, out[queries]),
+            shares(len(tables)),
         )
         return out
 
     def _ready(self, tables: Any, beam: int, steps: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Tables divided by the number of heads, and the rows to start from."""
-        tables, sizes = _tables(tables), self.index.codebook_sizes
+        tables, sizes = as_tables(tables), self.index.codebook_sizes
         if tables.shape[1] != len(sizes) or tables.shape[2] < max(sizes):
             raise ValueError(f"tables {list(tables.shape)} do not fit {len(sizes)} codebooks of up to {max(sizes)}")
         if np.isnan(tables).any():

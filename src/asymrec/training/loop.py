@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from asymrec.config import TrainingConfig
-from asymrec.machine import release_memory
+from asymrec.machine import keep_memory, release_memory
 from asymrec.training.checkpoint import Checkpoint, optimizer_tensors, prefixed, restore_optimizer, without_prefix
 from asymrec.training.listener import Listener
 
@@ -68,6 +68,7 @@ def train(
             tensors |= prefixed("optimizer", optimizer_tensors(optimizer)) | prefixed("average", average or {})
             checkpoint.save(tensors, state)
 
+    keep_memory()
     saved = time.monotonic()
     while state["epoch"] <= config.epochs and not _stalled(state["log"], config.patience):
         network.train()
