@@ -148,7 +148,8 @@ def mixed(run: Path, folder: Path, seconds: int) -> dict[str, Any]:
         client, at = Client(server.port), first
         while time.monotonic() < stop:
             at = (at + 7) % len(users)
-            count("recommend", lambda: client("POST", "/v1/recommend", {"user": users[at]}))
+            body = {"user": users[at]}
+            count("recommend", lambda: client("POST", "/v1/recommend", body))  # noqa: B023
 
     def write(name: int) -> None:
         client, number = Client(server.port), 0
@@ -169,8 +170,13 @@ def mixed(run: Path, folder: Path, seconds: int) -> dict[str, Any]:
             number += 1
             time.sleep(1)
 
-    _together([*(threading.Thread(target=read, args=(each,)) for each in range(6)), *(threading.Thread(target=write, args=(each,)) for each in range(2)),
-               threading.Thread(target=change)])  # fmt: skip
+    readers = [threading.Thread(target=read, args=(each,)) for each in range(6)]
+    writers = [threading.Thread(target=write, args=(each,)) for each in range(2)]
+    threads = [*readers, *writers, threading.Thread(target=change)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     server.stop()
     lost = _lost(run, store, sent)
     p99 = {what: round(float(np.quantile(each, 0.99)) * 1e3, 1) for what, each in waits.items()}
@@ -182,10 +188,12 @@ def kill(run: Path, folder: Path, times: int) -> dict[str, Any]:
     store, random = f"sqlite:///{folder}/store.sqlite", np.random.default_rng(0)
     sent: list[tuple[str, int]] = []
     items: list[int] = []
-    some = None
+    known = users_of(run)[:1]
+    some: list[int] = []
     for turn in range(times):
         server = Server(run, store)
-        some = some or [one["item"] for one in Client(server.port)("POST", "/v1/recommend", {"history": [], "k": 100})[1]["items"]]
+        if not some:
+            some += [one["item"] for one in Client(server.port)("POST", "/v1/recommend", {"user": known[0], "k": 100})[1]["items"]]
         dead = threading.Event()
 
         def post(name: int, turn: int = turn, server: Server = server, dead: threading.Event = dead) -> None:
@@ -248,7 +256,8 @@ def items(run: Path, folder: Path, count: int) -> dict[str, Any]:
         found = client("POST", "/v1/recommend", {"history": [own], "only": [own], "exclude_seen": False})[1]["items"]
         assert [one["item"] for one in found] == [own]
         singles.append(time.perf_counter() - begun)
-    new = [{"item": 91_000_000 + n, "columns": {"title": f"{titles[n % len(titles)]}, edition {2 + n // len(titles)}"}} for n in range(count)]
+    named = [f"{titles[number % len(titles)]}, edition {2 + number // len(titles)}" for number in range(count)]
+    new = [{"item": 91_000_000 + number, "columns": {"title": title}} for number, title in enumerate(named)]
     before, begun = server.cpu(), time.perf_counter()
     assert client("POST", "/v1/items", {"items": new})[0] == 200
     bulk, used = time.perf_counter() - begun, server.cpu() - before
@@ -256,19 +265,13 @@ def items(run: Path, folder: Path, count: int) -> dict[str, Any]:
     server.stop()
     begun = time.perf_counter()
     Server(run, f"sqlite:///{folder}/store.sqlite").stop()
-    milliseconds = {"first_ms": round(singles[0] * 1e3, 1), "median_ms": round(float(np.median(singles)) * 1e3, 1), "most_ms": round(max(singles) * 1e3, 1)}
+    figures = {"first_ms": singles[0], "median_ms": float(np.median(singles)), "most_ms": max(singles)}
+    milliseconds = {name: round(seconds * 1e3, 1) for name, seconds in figures.items()}
     return {
         "new_item_to_recommendation": milliseconds,
         "bulk": {"items": count, "seconds": round(bulk, 1), "cpu_seconds": round(used, 1)},
         "restart_and_stop_with_them_seconds": round(time.perf_counter() - begun, 1),
     }
-
-
-def _together(threads: list[threading.Thread]) -> None:
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
 
 
 def main() -> None:

@@ -88,7 +88,8 @@ def write_lists_with_ray(run: str | Path, source: Path, output: Path, k: int = 1
     made = lines.map_batches(
         Lists, fn_constructor_args=arguments, batch_size=LINES, batch_format="pyarrow", compute=ray.data.ActorPoolStrategy(size=workers)
     )
-    made.write_parquet(str(Path(output).resolve()))
+    with atomic(output) as temporary:
+        made.write_parquet(str(temporary))
 
 
 def _opened(source: Path) -> pq.ParquetFile:
