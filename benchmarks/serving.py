@@ -80,6 +80,12 @@ def users_of(run: Path) -> list[Any]:
     return [ids[row] for row in np.random.default_rng(0).permutation(len(ids))[:2000]]
 
 
+def items_of(run: Path, count: int) -> list[Any]:
+    from asymrec.data import Dataset
+
+    return Dataset.load(run / "dataset").item_ids[:count].to_pylist()
+
+
 def load(run: Path, folder: Path, seconds: int) -> dict[str, Any]:
     """wrk: every client asks for the ten best of one user after another."""
     if shutil.which("wrk") is None:
@@ -134,7 +140,7 @@ def mixed(run: Path, folder: Path, seconds: int) -> dict[str, Any]:
     statuses: dict[str, dict[int, int]] = {}
     waits: dict[str, list[float]] = {}
     sent: list[tuple[str, int]] = []
-    items = [found["item"] for found in Client(server.port)("POST", "/v1/recommend", {"user": users[0], "k": 200})[1]["items"]]
+    items = items_of(run, 200)
 
     def count(what: str, ask: Any) -> int:
         begun = time.perf_counter()
@@ -188,12 +194,9 @@ def kill(run: Path, folder: Path, times: int) -> dict[str, Any]:
     store, random = f"sqlite:///{folder}/store.sqlite", np.random.default_rng(0)
     sent: list[tuple[str, int]] = []
     items: list[int] = []
-    known = users_of(run)[:1]
-    some: list[int] = []
+    some = items_of(run, 100)
     for turn in range(times):
         server = Server(run, store)
-        if not some:
-            some += [one["item"] for one in Client(server.port)("POST", "/v1/recommend", {"user": known[0], "k": 100})[1]["items"]]
         dead = threading.Event()
 
         def post(name: int, turn: int = turn, server: Server = server, dead: threading.Event = dead) -> None:
