@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import logging
 import signal
@@ -68,6 +69,8 @@ def serve(
     hosts = LOCAL if local and not required else ()  # a page of another site must not reach a server without keys by a name of its own
     service = Service(run, opened, Settings(keys=required, hosts=hosts, **settings))
     app = create_app(service)
+    gc.collect()
+    gc.freeze()  # what is there now stays: a collection that looks through all of it again is a pause that users would notice
     config = uvicorn.Config(
         app, log_config=None, access_log=False, timeout_graceful_shutdown=30, timeout_keep_alive=30, server_header=False
     )
