@@ -111,6 +111,11 @@ def test_events_join_the_history_after_the_runs(api):
     assert recommend(api, 404, user="new") and api.delete("/v1/users/new").status_code == 404
 
 
+def test_users_are_found_by_the_beginning_of_their_id(api):
+    assert api.get("/v1/users", params={"search": "19", "limit": 3}).json() == {"users": [19, 190, 191]}
+    assert api.get("/v1/users", params={"search": "x"}).json() == {"users": []}
+
+
 def test_an_event_that_is_sent_twice_is_stored_once(api):
     events = [{"user": "u", "item": 110, "id": "a", "time": 5}, {"user": "u", "item": 111, "id": "b", "time": 4}]
     for _ in range(2):

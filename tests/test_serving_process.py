@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from serving import Server, make_run, vector
-from small import asymrec, here
+from small import asymrec, contents, here
 
 from asymrec.models import Recommender
 
@@ -176,6 +176,7 @@ def test_what_cannot_be_served(options, said, run, tmp_path):
     port = () if "--host" in options else ("--port", 0)
     done = here("serve", *(run if part == "RUN" else part for part in options), *port, cwd=tmp_path)
     assert done.returncode == 2 and said in done.stderr and "secret" not in done.stderr, done.stderr
+    assert contents(tmp_path) == []
 
 
 # Lists for many users

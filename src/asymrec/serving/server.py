@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from asymrec.errors import RunError
+from asymrec.models.base import read_manifest
 from asymrec.serving.app import create_app
 from asymrec.serving.service import Service, Settings
 from asymrec.serving.store import Store
@@ -54,6 +55,8 @@ def serve(
     import torch
     import uvicorn
 
+    if not (run / "manifest.json").is_file():
+        read_manifest(run)  # says what is wrong, before a store is made beside nothing
     torch.set_num_threads(threads)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     for noisy in ("alembic", "httpx"):
@@ -65,7 +68,9 @@ def serve(
     opened = Store(store or default_store(run))
     if required and not opened.list_keys():
         opened.close()
-        raise RunError(f"{host} can be reached from elsewhere: make a key with `asymrec keys add NAME`, or say --insecure")
+        where = f"--store {opened.name}" if store else f"--run {run}"
+        otherwise = "leave out --keys" if local else "say --insecure"
+        raise RunError(f"{host} needs API keys and there are none: make a key with `asymrec keys add NAME {where}`, or {otherwise}")
     hosts = LOCAL if local and not required else ()  # a page of another site must not reach a server without keys by a name of its own
     service = Service(run, opened, Settings(keys=required, hosts=hosts, **settings))
     app = create_app(service)

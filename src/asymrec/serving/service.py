@@ -8,6 +8,9 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from fastapi import HTTPException
 
 from asymrec.errors import AsymrecError, UnknownIdError
@@ -83,13 +86,12 @@ class Service:
     # Users
 
     def find_users(self, search: str, limit: int) -> list[str | int]:
-        found = []
-        for own in self.catalogue.snapshot.run.dataset.user_ids:
-            if str(value := as_id(own.as_py())).startswith(search):
-                found.append(value)
-                if len(found) == limit:
-                    break
-        return found
+        ids = self.catalogue.snapshot.run.dataset.user_ids
+        try:
+            rows = np.flatnonzero(pc.starts_with(ids.cast(pa.large_string()), search).fill_null(False))[:limit]
+        except pa.ArrowException:  # ids that are no text, such as bytes
+            rows = [row for row, own in enumerate(ids.to_pylist()) if str(as_id(own)).startswith(search)][:limit]
+        return [as_id(ids[int(row)].as_py()) for row in rows]
 
     def user(self, user: str) -> schemas.User:
         snapshot, events = self.catalogue.snapshot, self.store.events_of([user])
