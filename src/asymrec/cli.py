@@ -301,6 +301,86 @@ def bench(
         raise typer.Exit(1)
 
 
+@app.command()
+def serve(
+    run: Run,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="URL", envvar="ASYMREC_STORE", help="sqlite:///FILE or postgresql://...; by default RUN.store.sqlite."),
+    ] = None,
+    keys: Annotated[bool, typer.Option("--keys", help="API keys are needed on loopback too.")] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help="No API keys, though others can reach the address.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Most requests that one call of the model answers.")] = 64,
+    timeout: Annotated[float, typer.Option(min=0.01, help="Seconds for a recommendation.")] = 5.0,
+    threads: Annotated[int, typer.Option(min=1, help="Of the model.")] = 1,
+    access_log: Annotated[bool, typer.Option("--access-log", help="A line for every request, not only for failed ones.")] = False,
+) -> None:
+    """Serve RUN over HTTP, with a page at /: recommendations, events, items that come and go."""
+    run_server = _serving("server").serve
+    run_server(run, host, port, store, keys, insecure, threads, access_log, batch=batch, timeout=timeout)
+
+
+@app.command()
+def keys(
+    action: Annotated[str, typer.Argument(metavar="ACTION", help="add, list or remove.")],
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="add: whose key; remove: the key's first part, as listed.")] = None,
+    store: Annotated[str | None, typer.Option(metavar="URL", envvar="ASYMREC_STORE", help="The server's store.")] = None,
+    run: Annotated[Path | None, typer.Option(metavar="RUN", help="Instead of a URL: the store beside this run.")] = None,
+    scope: Annotated[str, typer.Option(metavar="SCOPE", help="add: read, or write, which includes read.")] = "read",
+) -> None:
+    """API keys of a server: `keys add NAME` prints one, once."""
+    if (store is None) == (run is None):
+        raise RunError("give the server's store: --run RUN, or --store URL")
+    if scope not in ("read", "write"):
+        raise RunError(f"a scope is read or write, not '{scope}'")
+    if action not in ("add", "list", "remove") or (name is None) != (action == "list"):
+        raise RunError("say: keys add NAME, keys list, or keys remove KEY")
+    from datetime import datetime, timezone
+
+    opened = _serving("store").Store(store or _serving("server").default_store(run), serves=False)
+    try:
+        if action == "add":
+            print(_serving("security").new_key(opened, name, scope))
+        elif action == "list":
+            made = [(one, datetime.fromtimestamp(one["made"] / 1000, timezone.utc)) for one in opened.list_keys()]
+            _print_table(["id", "name", "scopes", "made"], [[o["key"], o["name"], o["scopes"], f"{at:%Y-%m-%d %H:%M}"] for o, at in made])
+        elif not opened.remove_key(name):
+            raise RunError(f"there is no key '{name}': `asymrec keys list` tells them")
+    finally:
+        opened.close()
+
+
+@app.command()
+def batch(
+    run: Run,
+    source: Annotated[Path, typer.Argument(metavar="USERS", help="Parquet with a column user, or history.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Parquet to write.", show_default=False)] = ...,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many for each.")] = 10,
+    include_seen: Annotated[bool, typer.Option("--include-seen", help="Items of the history may be recommended again.")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Over a Ray cluster, with as many models; FILE becomes a folder.")] = 0,
+) -> None:
+    """Recommendations for every line of USERS, as a file; memory does not grow with the lines."""
+    from asymrec.serving.batch import write_lists, write_lists_with_ray
+
+    if workers:
+        write_lists_with_ray(run, source, output, k, not include_seen, workers)
+    else:
+        print(f"{write_lists(run, source, output, k, not include_seen):,} lines", file=sys.stderr)
+    print(output)
+
+
+def _serving(module: str) -> Any:
+    """A module of the server. Raises RunError: what it needs is not installed."""
+    from importlib import import_module
+
+    try:
+        return import_module(f"asymrec.serving.{module}")
+    except ImportError as error:
+        raise RunError(f"the server needs {error.name}: pip install 'asymrec[serve]'") from None
+
+
 def _own_ids(dataset: Any, noun: str, texts: list[str]) -> list[Any]:
     """Ids given as text in the type they have in the data. Raises UnknownIdError with the nearest, or with examples."""
     known = dataset.user_ids if noun == "user" else dataset.item_ids

@@ -21,6 +21,10 @@ class QuantizerError(AsymrecError):
     """A quantizer that cannot be fitted, or whose fit lost the information it was to keep."""
 
 
+class PlacingError(AsymrecError):
+    """New items for which a fitted model has no place, or a model that has none for any."""
+
+
 class EvaluationError(AsymrecError):
     """Scores that cannot be ranked, or evaluations that cannot be compared."""
 

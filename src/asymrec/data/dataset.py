@@ -121,21 +121,47 @@ class Dataset:
         """int32 [len(ids)]. Raises UnknownIdError with the first unknown id and how many there are."""
         return self._users.rows(ids)
 
+    def find_users(self, ids: Iterable) -> np.ndarray:
+        """As `user_rows`, with -1 for an id that is not there."""
+        return self._users.known(ids)
+
     def item_rows(self, ids: Iterable) -> np.ndarray:
         """int32 [len(ids)]. Raises UnknownIdError with the first unknown id and how many there are."""
         return self._items.rows(ids)
 
     def titles(self) -> list[str]:
         """A name to show for each item: the first of the title-like columns that has one, cut to 80 characters, else the id."""
-        named: list[str | None] = [None] * self.n_items
-        columns = {column.lower(): column for column in self.items.column_names}
-        for name in _TITLES:
-            column = columns.get(name)
-            if column is None or not _is_text(self.items[column].type):
+        return item_titles(self.items, self.item_column)
+
+    def with_items(self, items: pa.Table) -> Dataset:
+        """The same users and sequences over more items, which come after the others.
+
+        items: columns of the item table, any but the id may be left out. Raises DataError: a column that the item table does not have or
+        of another type, an id that is null, there already, or given twice.
+        """
+        table = self.item_table(items)
+        both = pa.concat_tables([self.items, table]).unify_dictionaries().combine_chunks()
+        source = Source("items", both)
+        keys = id_keys(source, self.item_column)
+        _refuse_duplicates(source, self.item_column, keys)
+        arguments = (self.sequences, self.interactions, self.time_unit, self.notes)
+        return Dataset(self._users, both, self.item_column, *arguments, keys)
+
+    def item_table(self, items: pa.Table) -> pa.Table:
+        """A table as a piece of the item table: its columns in their order and types, nulls where one is left out. Raises DataError."""
+        schema = self.items.schema
+        if unknown := [name for name in items.column_names if name not in schema.names]:
+            raise DataError(f"items: the item table has no column '{unknown[0]}'; there are {', '.join(schema.names)}")
+        columns = []
+        for field in schema:
+            if field.name not in items.column_names:
+                columns.append(pa.nulls(items.num_rows, field.type))
                 continue
-            cells = (" ".join(cell.split()) if cell else None for cell in self.items[column].to_pylist())
-            named = [have or _cut(cell) for have, cell in zip(named, cells)]
-        return [have or str(own) for have, own in zip(named, self.item_ids.to_pylist())]
+            try:
+                columns.append(items[field.name].cast(field.type))
+            except pa.ArrowException as error:
+                raise DataError(f"items, column '{field.name}': {' '.join(str(error).split())[:200]}") from None
+        return pa.table(columns, schema=pa.schema([field.with_nullable(True) for field in schema], schema.metadata)).cast(schema)
 
     def split(self, name: str = "leave-last-out", validation_share: float = 0.1, test_share: float = 0.1, seed: int = 0) -> Split:
         """`leave-last-out`, `untied` or `time`; see `asymrec.data.splits.split`."""
@@ -194,6 +220,19 @@ class Dataset:
             return cls(users, items, about["item_column"], sequences, tables.get("context.arrow"), about["time_unit"], about["notes"])
         except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, pa.ArrowException) as error:
             raise RunError(f"{folder / name}: damaged or missing ({' '.join(str(error).split())[:200]})") from None
+
+
+def item_titles(items: pa.Table, item_column: str) -> list[str]:
+    """As `Dataset.titles`, of any piece of an item table."""
+    named: list[str | None] = [None] * items.num_rows
+    columns = {column.lower(): column for column in items.column_names}
+    for name in _TITLES:
+        column = columns.get(name)
+        if column is None or not _is_text(items[column].type):
+            continue
+        cells = (" ".join(cell.split()) if cell else None for cell in items[column].to_pylist())
+        named = [have or _cut(cell) for have, cell in zip(named, cells)]
+    return [have or str(own) for have, own in zip(named, items[item_column].to_pylist())]
 
 
 def _refuse_duplicates(source: Source, column: str, keys: pa.Array) -> None:

@@ -52,6 +52,10 @@ class Ids:
             raise UnknownIdError(f"unknown {self.noun} id {first!r}{more}")
         return found
 
+    def known(self, ids: Iterable) -> np.ndarray:
+        """int32 [len(ids)]: as `rows`, with -1 for an id that is not there."""
+        return self._find_few([self._key(each) for each in ids])
+
     def find(self, keys: pa.Array) -> np.ndarray:
         """int32 [len(keys)]: the row of each key, -1 for those that are not there."""
         if len(keys) > _FEW:

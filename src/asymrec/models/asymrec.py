@@ -31,8 +31,9 @@ from asymrec.data import Sequences
 from asymrec.data.batches import pack
 from asymrec.errors import ConfigError
 from asymrec.models.catalogue import CatalogueModel, CatalogueNetwork, inputs_and_targets
+from asymrec.models.growing import twin
 from asymrec.nn.decoder import Decoder
-from asymrec.nn.heads import CatalogueHead, FacetHeads, VectorHead
+from asymrec.nn.heads import CatalogueHead, FacetHeads, VectorHead, unit
 from asymrec.nn.losses import CodeSum
 from asymrec.nn.msp import MSP
 from asymrec.quantize import MHQ
@@ -61,11 +62,12 @@ class Network(CatalogueNetwork):
             self.msp = MSP(vectors.shape[1], net.width, net.experts, inner=net.expert_width)
             self.msp.standardise(vectors[trained])
         self.norm = nn.LayerNorm(net.width)
+        self.register_buffer("centre", vectors[trained].mean(0), persistent=False)
         if training.objective == "heads":
             inner = None if net.linear_heads else net.inner
             self.head = FacetHeads(codes.shape[1], words, net.width, inner, training.temperature)
         elif net.write == "vectors":
-            self.head = VectorHead(vectors - vectors[trained].mean(0), net.width, training.temperature)
+            self.head = VectorHead(vectors - self.centre, net.width, training.temperature)
         else:
             self.head = CatalogueHead(codes, words, net.width, training.temperature)
         self.reads_codes = net.read != "vectors"
@@ -81,6 +83,17 @@ class Network(CatalogueNetwork):
             codes = self.head.vectors(items) if self.embedding is None else self.sum(self.embedding, items)
             parts.append(codes * codes.shape[1] ** 0.5)  # entries about as large as MSP's
         return self.norm(sum(parts))
+
+    def over(self, vectors: Tensor, codes: Tensor) -> Network:
+        network = twin(self)
+        network.vectors, network.codes, network.head = vectors, codes, twin(self.head)
+        if isinstance(self.head, VectorHead):
+            network.head.vectors = unit(vectors - self.centre, self.temperature)
+        elif isinstance(self.head, CatalogueHead):
+            network.head.sum = CodeSum(codes, self.head.embedding.shape[1])
+        if self.embedding is not None:
+            network.sum = CodeSum(codes, self.embedding.shape[1])
+        return network
 
 
 class AsymRec(CatalogueModel):

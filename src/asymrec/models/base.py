@@ -22,7 +22,7 @@ from torch import Tensor
 
 from asymrec.config import Recipe
 from asymrec.data import Dataset, Sequences, Split
-from asymrec.errors import ConfigError, RunError
+from asymrec.errors import ConfigError, PlacingError, RunError
 from asymrec.files import atomic, checksum, recover
 from asymrec.retrieval.exact import top_k
 from asymrec.version import __version__
@@ -44,6 +44,7 @@ class Recommender:
     name: ClassVar[str]
     defaults: ClassVar[dict[str, Any]] = {}  # settings whose default is another one for this model, by leaf name
     space: ClassVar[dict[str, list[Any]]] = {}  # what a benchmark tries when it tunes this model, by leaf name
+    reads_times: ClassVar[bool] = False  # of a history's items, where they are known
     logits: ClassVar[bool] = False  # scores are logits; else amounts, of which below 0 is none
     recipe: Recipe
     dataset: Dataset
@@ -89,6 +90,42 @@ class Recommender:
         """
         codes = self.catalogue()[1]
         return None if codes is None else np.unique(codes, axis=0, return_inverse=True)[1].reshape(-1)
+
+    # Items that come after the fit. A model that can place them writes the first three; the library's user calls `with_items`.
+
+    def new_vectors(self, items: pa.Table) -> np.ndarray:
+        """float32 [m, d]: vectors of new items, in the space of `catalogue()`'s. items: the columns of the item table.
+
+        Raises PlacingError: the model, or its vectors, have no place for new items; an item without text or vector.
+        """
+        raise PlacingError(f"model '{self.name}' cannot place new items")
+
+    def new_codes(self, vectors: np.ndarray) -> np.ndarray | None:
+        """int32 [m, n_codes]: codes of new items, distinct from all others'; None for a model without codes."""
+        return None
+
+    def extended(self, vectors: np.ndarray, codes: np.ndarray | None) -> Recommender:
+        """A model whose `scores` know m more items, after those that were there. This one is not changed; what both know is shared.
+
+        vectors: float32 [m, d]; codes: int32 [m, n_codes]. The result's `dataset` is still the fitted one. Raises PlacingError.
+        """
+        raise PlacingError(f"model '{self.name}' cannot place new items")
+
+    def widened(self, count: int) -> Recommender:
+        """A model over `count` more items of which it knows nothing, as a part of a fusion beside one that does. Raises PlacingError."""
+        raise PlacingError(f"model '{self.name}' cannot place new items")
+
+    def with_items(self, items: pa.Table) -> Recommender:
+        """This model over a larger catalogue, without a fit: `items`, a table with columns of the item table, comes after the others.
+
+        Raises PlacingError; DataError: an id that is there already or twice, columns that the item table does not have.
+        """
+        dataset = self.dataset.with_items(items)
+        added = dataset.items.slice(self.dataset.n_items)
+        vectors = self.new_vectors(added)
+        model = self.extended(vectors, self.new_codes(vectors))
+        model.dataset = dataset
+        return model
 
     # What all models have
 

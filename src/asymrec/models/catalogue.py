@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from asymrec.data import Sequences
 from asymrec.data.batches import PackedBatch, pack
 from asymrec.errors import ConfigError
+from asymrec.models.growing import Growing, twin
 from asymrec.models.trained import Trained
 from asymrec.nn import exported
 from asymrec.nn.decoder import Decoder
@@ -55,6 +56,10 @@ class CatalogueNetwork(nn.Module):
 
     def read(self, items: Tensor) -> Tensor:
         """Item rows int64 [m] -> what the decoder reads of them, [m, width]."""
+        raise NotImplementedError
+
+    def over(self, vectors: Tensor, codes: Tensor | None) -> CatalogueNetwork:
+        """This network over other items, of which it knows vectors [m, d] and codes [m, n_codes] only. One that can place items has it."""
         raise NotImplementedError
 
     def forward(self, batch: PackedBatch, inputs: Tensor | None = None) -> Tensor:
@@ -168,6 +173,27 @@ class CatalogueModel(Trained):
         if not same:
             raise ConfigError(f"{path} is the graph of another model: export it anew")
         self._session = session
+
+    def extended(self, vectors: np.ndarray, codes: np.ndarray | None) -> CatalogueModel:
+        if type(self.network).over is CatalogueNetwork.over:
+            return super().extended(vectors, codes)
+        model = self._extended(vectors, codes)
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            parts = (torch.from_numpy(vectors), None if codes is None else torch.from_numpy(codes))
+            network = self.network.over(*(None if part is None else part.to(self.device) for part in parts))
+            old, new = {"inputs": self._inputs}, {"inputs": network.read(torch.arange(len(vectors), device=self.device))}
+            if self._compares_items():
+                old |= {"items": self._items[0].T, "bias": self._items[1]}
+                new |= dict(zip(("items", "bias"), network.head.items()))
+            before = getattr(self, "_grown", {})
+            for name in (name for name in old if old[name] is not None):
+                model._grown[name] = before.get(name, Growing(old[name])).then(new[name])
+        model.network, model._session = twin(self.network), None
+        model._inputs = model._grown["inputs"].rows
+        if self._compares_items():
+            bias = model._grown.get("bias")
+            model._items = model._grown["items"].rows.T, None if bias is None else bias.rows
+        return model
 
     def _freeze(self) -> None:
         self._session = None

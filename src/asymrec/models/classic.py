@@ -16,6 +16,7 @@ sum, over the history, of its entries in the lines of the history's items, where
 
 from __future__ import annotations
 
+from copy import copy
 from typing import ClassVar
 
 import numpy as np
@@ -41,6 +42,11 @@ class Popularity(Recommender):
     def scores(self, histories: Sequences) -> np.ndarray:
         return np.tile(self.counts, (len(histories), 1))
 
+    def widened(self, count: int) -> Popularity:
+        model = copy(self)
+        model.counts = np.pad(self.counts, (0, count))
+        return model
+
     def tensors(self) -> dict[str, Tensor]:
         return {"counts": torch.from_numpy(self.counts)}
 
@@ -55,6 +61,12 @@ class SparseTable(Recommender):
 
     def scores(self, histories: Sequences) -> np.ndarray:
         return (_weights(histories, self.recipe.classic.recency, self.table.shape[0]) @ self.table).toarray()
+
+    def widened(self, count: int) -> SparseTable:
+        model, n = copy(self), self.table.shape[0] + count
+        starts = np.concatenate([self.table.indptr, np.full(count, self.table.indptr[-1], self.table.indptr.dtype)])
+        model.table = sparse.csr_matrix((self.table.data, self.table.indices, starts), shape=(n, n))
+        return model
 
     def tensors(self) -> dict[str, Tensor]:
         return {

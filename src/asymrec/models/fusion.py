@@ -14,9 +14,11 @@ settings on top. `recommend`, saving and loading are those of any model.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from scipy.stats import rankdata
 from torch import Tensor
@@ -137,6 +139,30 @@ class Fusion(Recommender):
             share = weight * (by_rank(scores) if self.recipe.fusion.fuse == "ranks" else log_likely(scores, part.logits))
             fused = share if fused is None else fused + share
         return fused
+
+    def _placing(self) -> Recommender:
+        """The part that new items are placed by: the one whose vectors and codes are the fusion's."""
+        placing = next((part for part in self.parts if part.catalogue()[0] is not None), self.parts[0])
+        placing.dataset = self.dataset
+        return placing
+
+    def new_vectors(self, items: pa.Table) -> np.ndarray:
+        return self._placing().new_vectors(items)
+
+    def new_codes(self, vectors: np.ndarray) -> np.ndarray | None:
+        return self._placing().new_codes(vectors)
+
+    def extended(self, vectors: np.ndarray, codes: np.ndarray | None) -> Fusion:
+        """Parts that read vectors place the items, by codes of their own where they are not the first; those that count know nothing of
+        them."""
+        model, placing = copy(self), self._placing()
+        model.parts = []
+        for part in self.parts:
+            if part.catalogue()[0] is None:
+                model.parts.append(part.widened(len(vectors)))
+            else:
+                model.parts.append(part.extended(vectors, codes if part is placing else part.new_codes(vectors)))
+        return model
 
     @property
     def report(self) -> dict[str, Any] | None:

@@ -41,6 +41,7 @@ class HSTU(SASRec):
     """Settings as in `asymrec.config`, by name: `HSTU(width=128, layers=4, epochs=40, seed=1)`; `ffn` means nothing here."""
 
     name = "hstu"
+    reads_times = True
     _unit = 1.0  # of time; a saved network brings its own
 
     def _begin(self, split: Split) -> Split:

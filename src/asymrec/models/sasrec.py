@@ -18,8 +18,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from asymrec.models.catalogue import CatalogueModel, CatalogueNetwork
+from asymrec.models.growing import twin
 from asymrec.nn.decoder import Decoder
 from asymrec.nn.items import ItemHead, ItemTable
 
@@ -34,6 +36,15 @@ class Network(CatalogueNetwork):
 
     def read(self, items: Tensor) -> Tensor:
         return self.norm(self.head.table(items))
+
+    def over(self, vectors: Tensor, codes: Tensor | None) -> Network:
+        """An item without interactions has no learned part: its vector is what is made of its content, its bias the mean one."""
+        network, head, table = twin(self), twin(self.head), twin(self.head.table)
+        nothing = vectors.new_zeros(len(vectors), table.embedding.embedding_dim)
+        table.vectors, table.embedding = vectors, nn.Embedding.from_pretrained(nothing)
+        head.table, head.bias = table, nn.Parameter(self.head.bias.mean().expand(len(vectors)).clone(), requires_grad=False)
+        network.head = head
+        return network
 
 
 class SASRec(CatalogueModel):
@@ -61,3 +72,14 @@ class SASRecContent(SASRec):
 
     def reads_vectors(self) -> bool:
         return True
+
+    def extended(self, vectors: np.ndarray, codes: np.ndarray | None) -> SASRecContent:
+        model = super().extended(vectors, codes)
+        old = self.network.head
+        head, table, more = twin(old), twin(old.table), len(vectors)
+        weights = F.pad(old.table.embedding.weight.detach(), (0, 0, 0, more))  # so that it can be saved
+        table.vectors, table.embedding = model._prepared["vectors"], nn.Embedding.from_pretrained(weights)
+        bias = old.bias.detach()
+        head.table, head.bias = table, nn.Parameter(torch.cat([bias, bias.mean().expand(more)]), requires_grad=False)
+        model.network.head = head
+        return model

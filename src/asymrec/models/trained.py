@@ -6,9 +6,11 @@ A model names its quantizer, if it has codes, builds its network, gives the loss
 from __future__ import annotations
 
 import math
+from copy import copy
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
@@ -18,12 +20,14 @@ from asymrec.device import choose_device, choose_precision
 from asymrec.errors import DataError, VectorError
 from asymrec.evaluation.protocol import evaluate
 from asymrec.models.base import Recommender
+from asymrec.models.growing import Growing
 from asymrec.quantize import Quantizer
 from asymrec.quantize.base import matrix
 from asymrec.training.checkpoint import Checkpoint, prefixed, without_prefix
 from asymrec.training.listener import Listener
 from asymrec.training.loop import QUIET, train
 from asymrec.vectors import item_vectors
+from asymrec.vectors.placing import Placer
 
 VALIDATION_USERS = 20_000  # more would not move the choice of the epoch: NDCG@10's standard error is then below .002
 HISTORY = (50, 200)  # least and most items that are read where the data decides
@@ -43,6 +47,8 @@ class Trained(Recommender):
     history: int  # items of a history that are read
     log: list[dict]
     report: dict[str, Any] | None = None  # of the codes, where there are any
+    _placer: Placer | None = None  # of new items
+    _grown: dict[str, Growing]  # the tables of an extended model
 
     # What a model writes
 
@@ -206,6 +212,34 @@ class Trained(Recommender):
     def catalogue(self) -> tuple[np.ndarray | None, np.ndarray | None]:
         vectors, codes = (self._prepared.get(name) for name in CATALOGUE)
         return None if vectors is None else vectors.numpy(), None if codes is None else codes.numpy()
+
+    def new_vectors(self, items: pa.Table) -> np.ndarray:
+        vectors = self.catalogue()[0]
+        if vectors is None:
+            return super().new_vectors(items)
+        if self._placer is None:
+            self._placer = Placer(self.dataset.items, self.dataset.item_column, self.recipe.vectors, vectors)
+        return self._placer.vectors(items)
+
+    def new_codes(self, vectors: np.ndarray) -> np.ndarray | None:
+        known, codes = self.catalogue()
+        if codes is None:
+            return None
+        both = np.concatenate([known, vectors]), np.concatenate([codes, self.quantizer.encode(vectors)])
+        return self.quantizer.catalogue(*both)[len(codes) :]
+
+    def _extended(self, vectors: np.ndarray, codes: np.ndarray | None) -> Trained:
+        """A copy with what every trained model keeps of its items, longer by those of the new ones; the network is still the old one."""
+        model, new = copy(self), {"popularity": torch.zeros(len(vectors)), "vectors": torch.from_numpy(vectors)}
+        if codes is not None:
+            new["codes"] = torch.from_numpy(codes)
+        old = {"popularity": torch.from_numpy(self._popularity)} | {name: self._prepared[name] for name in CATALOGUE if name in new}
+        grown = getattr(self, "_grown", {})
+        model._grown = grown | {name: grown.get(name, Growing(old[name])).then(rows) for name, rows in new.items()}
+        model._popularity = model._grown["popularity"].rows.numpy()
+        model._counts = np.concatenate([self._counts, np.zeros(len(vectors), np.int64)])
+        model._prepared = self._prepared | {name: model._grown[name].rows for name in CATALOGUE if name in new}
+        return model
 
     def tensors(self) -> dict[str, Tensor]:
         tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}

@@ -69,7 +69,7 @@ def read_view(spec: str, dataset: Dataset) -> np.ndarray:
     with two, unequal widths, a value that is not finite.
     """
     if spec in dataset.items.column_names:
-        vectors = _from_column(dataset.items[spec], f"column '{spec}'", dataset)
+        vectors = column_vectors(dataset.items[spec], f"column '{spec}'", dataset.item_ids)
     elif not spec.lower().endswith(SUFFIXES):
         raise VectorError(f"view '{spec}' is neither a column of the item table nor a {', '.join(SUFFIXES)} file")
     elif not (path := Path(spec).expanduser()).is_file():
@@ -83,7 +83,7 @@ def read_view(spec: str, dataset: Dataset) -> np.ndarray:
     if not vectors.shape[1]:
         raise VectorError(f"view '{spec}': the vectors have no entries")
     if (bad := ~np.isfinite(vectors).all(axis=1)).any():
-        raise VectorError(f"view '{spec}', {_place(int(bad.argmax()), dataset)}: a value that is not finite")
+        raise VectorError(f"view '{spec}', {_place(int(bad.argmax()), dataset.item_ids)}: a value that is not finite")
     return vectors
 
 
@@ -158,22 +158,23 @@ def _from_parquet(path: Path, dataset: Dataset) -> np.ndarray:
     if len(held) > dataset.n_items:
         row = int((np.bincount(held) > 1).argmax())
         raise VectorError(f"{path}, column '{name}': item {dataset.item_ids[row].as_py()!r} has more than one vector")
-    return _from_column(table[lists[0]].take(rows), f"{path}, column '{lists[0]}'", dataset)
+    return column_vectors(table[lists[0]].take(rows), f"{path}, column '{lists[0]}'", dataset.item_ids)
 
 
-def _from_column(column: pa.ChunkedArray, name: str, dataset: Dataset) -> np.ndarray:
+def column_vectors(column: pa.ChunkedArray, name: str, ids: pa.Array | None = None) -> np.ndarray:
+    """float32 [n, d] of a column of lists of numbers. Raises VectorError: of another kind; with the first bad row, and its id if given."""
     if not _is_vector(column.type):
         raise VectorError(f"{name} holds {column.type}, not lists of numbers")
     if column.null_count:
-        raise VectorError(f"{name}, {_place(pc.index(pc.is_null(column), pa.scalar(True)).as_py(), dataset)}: no vector")
+        raise VectorError(f"{name}, {_place(pc.index(pc.is_null(column), pa.scalar(True)).as_py(), ids)}: no vector")
     widths = pc.list_value_length(column).to_numpy()
     if (bad := widths != widths[0]).any():
         row = int(bad.argmax())
-        raise VectorError(f"{name}, {_place(row, dataset)}: {widths[row]} entries, the first item has {widths[0]}")
+        raise VectorError(f"{name}, {_place(row, ids)}: {widths[row]} entries, the first item has {widths[0]}")
     flat = pc.list_flatten(column)
     if flat.null_count:
         row = pc.index(pc.is_null(flat), pa.scalar(True)).as_py() // int(widths[0])
-        raise VectorError(f"{name}, {_place(row, dataset)}: a null in the vector")
+        raise VectorError(f"{name}, {_place(row, ids)}: a null in the vector")
     with np.errstate(over="ignore"):
         return flat.to_numpy().astype(np.float32).reshape(len(column), int(widths[0]))
 
@@ -183,5 +184,5 @@ def _is_vector(kind: pa.DataType) -> bool:
     return nested and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
 
 
-def _place(row: int, dataset: Dataset) -> str:
-    return f"row {row + 1:,} (item {dataset.item_ids[row].as_py()!r})"
+def _place(row: int, ids: pa.Array | None) -> str:
+    return f"row {row + 1:,}" + ("" if ids is None else f" (item {ids[row].as_py()!r})")

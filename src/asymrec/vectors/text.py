@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,9 @@ import pyarrow.compute as pc
 
 from asymrec.errors import VectorError
 from asymrec.files import cache_folder
+
+if TYPE_CHECKING:
+    from asymrec.vectors.encoders import Encoder
 
 TITLES = ("title", "name", "item_title", "item_name", "product_title", "product_name", "movie_title", "book_title", "track_name")
 PLAIN = (*TITLES, "text", "description")  # read as sentences of their own, without the column's name before them
@@ -54,11 +58,12 @@ def text_columns(items: pa.Table) -> list[str]:
 
 
 def text_vectors(
-    texts: Sequence[str | None], encoder: str = "minilm", max_tokens: int = 128, cache: bool = True, progress: bool = True
+    texts: Sequence[str | None], encoder: str | Encoder = "minilm", max_tokens: int = 128, cache: bool = True, progress: bool = True
 ) -> np.ndarray:
     """float32 [n, d]: texts embedded, each of length 1; the zero vector, with a warning, for empty ones.
 
-    encoder: `minilm`, `hashed`, a model folder, or a sentence-transformers name. max_tokens: how much of a text is read.
+    encoder: `minilm`, `hashed`, a model folder, or a sentence-transformers name; or what `find_encoder` gave.
+    max_tokens: how much of a text is read.
     cache: keep vectors by content under `cache_folder()`. progress: a bar on stderr for many texts, if it is a terminal.
     Raises VectorError: all texts empty; an encoder that is not there or cannot be read.
     """
@@ -84,14 +89,14 @@ def text_vectors(
     return out
 
 
-def _embed(texts: list[str], name: str, max_tokens: int, cache: bool, progress: bool) -> np.ndarray:
+def _embed(texts: list[str], name: str | Encoder, max_tokens: int, cache: bool, progress: bool) -> np.ndarray:
     """float32 [n, d] of distinct texts, from the cache where they are there."""
     import hashlib
 
     from asymrec.vectors.cache import VectorCache
     from asymrec.vectors.encoders import find_encoder
 
-    encoder = find_encoder(name)
+    encoder = find_encoder(name) if isinstance(name, str) else name
     place = hashlib.sha256(f"{encoder.identity} {max_tokens}".encode()).hexdigest()[:24]
     store = VectorCache(cache_folder() / "vectors" / place)
     keys = [store.key(text) for text in texts]

@@ -1,0 +1,101 @@
+"""Lists for many users at once, from a Parquet file to a Parquet file: a piece is read, answered and written before the next is read.
+
+A column `history` (lists of item ids, oldest first) is what is answered where there is one, else the run's own history of each `user`.
+All other columns go through as they are. With Ray the pieces are spread over its machines, one model in each worker.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from asymrec.errors import DataError, RunError
+from asymrec.files import atomic
+from asymrec.models import Recommender
+
+LINES = 4096  # of a piece
+
+
+class Lists:
+    """A run that turns tables with a column of users or histories into tables with `items` and `scores` as well."""
+
+    def __init__(self, run: str | Path, k: int = 10, exclude_seen: bool = True):
+        self.model = Recommender.load(run)
+        self.k, self.exclude_seen = k, exclude_seen
+
+    def __call__(self, lines: pa.Table) -> pa.Table:
+        """Raises UnknownIdError; DataError: neither column is there."""
+        column = wanted(lines.schema)
+        asked: dict[str, Any] = {"users": lines[column].to_pylist()}
+        if column == "history":
+            asked = {"histories": [each or [] for each in lines[column].to_pylist()]}
+        ids, scores = self.model.recommend(**asked, k=self.k, exclude_seen=self.exclude_seen)
+        lists = pa.array(ids, pa.list_(self.model.dataset.item_ids.type))
+        return lines.append_column("items", lists).append_column("scores", pa.array(scores, pa.list_(pa.float32())))
+
+
+def wanted(schema: pa.Schema) -> str:
+    """The column that says whom to recommend to. Raises DataError."""
+    for name in ("history", "user", "user_id"):
+        if name in schema.names:
+            break
+    else:
+        raise DataError(f"no column history, user or user_id; there are {', '.join(schema.names)}")
+    if taken := {"items", "scores"} & set(schema.names):
+        raise DataError(f"a column {min(taken)} is there already")
+    return name
+
+
+def write_lists(run: str | Path, source: Path, output: Path, k: int = 10, exclude_seen: bool = True) -> int:
+    """Answer every line of `source`; `output` is whole or not there. Memory does not grow with the lines. Returns how many there are.
+
+    Raises DataError, UnknownIdError, RunError.
+    """
+    with _opened(source) as file:
+        wanted(file.schema_arrow)
+        lists, done = Lists(run, k, exclude_seen), 0
+        with atomic(output) as temporary:
+            writer = None
+            try:
+                for piece in file.iter_batches(LINES):
+                    made = lists(pa.Table.from_batches([piece]))
+                    writer = writer or pq.ParquetWriter(temporary, made.schema, compression="zstd")
+                    writer.write_table(made)
+                    done += len(piece)
+                if writer is None:
+                    raise DataError(f"{source}: no lines")
+            finally:
+                if writer is not None:
+                    writer.close()
+    return done
+
+
+def write_lists_with_ray(run: str | Path, source: Path, output: Path, k: int = 10, exclude_seen: bool = True, workers: int = 1) -> None:
+    """The same over a Ray cluster: `output` becomes a folder of Parquet files. Run folder and files must be seen from every machine."""
+    try:
+        import ray
+    except ImportError:
+        raise RunError("--workers needs Ray: pip install 'asymrec[ray]'") from None
+    with _opened(source) as file:
+        wanted(file.schema_arrow)
+    if output.exists():
+        raise RunError(f"{output} is there already")
+    arguments = (str(Path(run).resolve()), k, exclude_seen)
+    lines = ray.data.read_parquet(str(Path(source).resolve()))
+    made = lines.map_batches(
+        Lists, fn_constructor_args=arguments, batch_size=LINES, batch_format="pyarrow", compute=ray.data.ActorPoolStrategy(size=workers)
+    )
+    with atomic(output) as temporary:
+        made.write_parquet(str(temporary))
+
+
+def _opened(source: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(source)
+    except FileNotFoundError:
+        raise DataError(f"{source}: no such file") from None
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{source}: not readable as Parquet ({' '.join(str(error).split())[:120]})") from None

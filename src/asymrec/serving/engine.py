@@ -1,0 +1,264 @@
+"""From waiting requests to answers: one thread takes what has come together and makes one call of the model for all of it.
+
+The queue is bounded: who comes when it is full is told to come again, at once, instead of waiting for what will be too late. While the
+model works the next requests gather, so a batch grows with the load by itself; only under load is there a short wait for more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from asymrec.data import Sequences
+from asymrec.errors import AsymrecError
+from asymrec.models.base import SCORES_AT_ONCE
+from asymrec.retrieval.exact import top_k
+from asymrec.serving.metrics import Metrics
+from asymrec.serving.snapshot import Snapshot
+from asymrec.serving.store import Store
+
+log = logging.getLogger("asymrec.serving")
+REASONS = 2  # items of the history that explain one recommendation
+
+
+class Busy(Exception):
+    """The queue is full."""
+
+
+class Late(Exception):
+    """No answer in time."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One recommendation. user: id as text, or history: item ids, oldest first; both: the history follows what is known of the user."""
+
+    user: str | None
+    history: list[Any]
+    k: int
+    exclude_seen: bool = True
+    only: list[Any] | None = None
+    deny: list[Any] = field(default_factory=list)
+    where: list[dict[str, Any]] = field(default_factory=list)
+    reasons: bool = True
+    codes: bool = False
+
+
+@dataclass(frozen=True)
+class _Job:
+    ask: Ask
+    future: asyncio.Future
+    until: float
+
+
+class Engine:
+    """Args: snapshot, called for each batch; batch, the most requests of one call; wait, seconds for more to come when there is load;
+    waiting, how many may queue."""
+
+    def __init__(
+        self, snapshot: Callable[[], Snapshot], users: Users, metrics: Metrics, *, batch: int = 64, wait: float = 0.002, waiting: int = 512
+    ):
+        self.snapshot, self.users, self.metrics = snapshot, users, metrics
+        self.batch, self.wait = batch, wait
+        self.jobs: queue.Queue[_Job | None] = queue.Queue(waiting)
+        self.thread = threading.Thread(target=self._work, name="model", daemon=True)
+
+    def start(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.thread.start()
+
+    def stop(self) -> None:
+        """Answer all that was accepted, then end."""
+        self.jobs.put(None)
+        self.thread.join()
+
+    async def ask(self, asks: list[Ask], timeout: float) -> list[dict[str, Any] | AsymrecError]:
+        """An answer, or the error, for each. Raises Busy: not all can be taken. Late."""
+        if self.jobs.qsize() + len(asks) > self.jobs.maxsize:
+            raise Busy
+        until = time.monotonic() + timeout
+        jobs = [_Job(ask, self.loop.create_future(), until) for ask in asks]
+        for job in jobs:
+            self.jobs.put_nowait(job)
+        _, late = await asyncio.wait([job.future for job in jobs], timeout=timeout)
+        if late:
+            for future in late:
+                future.cancel()
+            raise Late
+        return [job.future.result() for job in jobs]
+
+    # The model's thread
+
+    def _work(self) -> None:
+        several, running = False, True
+        while running:
+            batch = [self.jobs.get()]
+            limit = max(1, min(self.batch, SCORES_AT_ONCE // self.snapshot().n))
+            until = time.monotonic() + (self.wait if several else 0)
+            while batch[-1] is not None and len(batch) < limit:
+                try:
+                    left = until - time.monotonic()
+                    batch.append(self.jobs.get(timeout=left) if left > 0 else self.jobs.get_nowait())
+                except queue.Empty:
+                    break
+            if batch[-1] is None:
+                batch.pop()
+                running = False
+            now = time.monotonic()
+            batch = [job for job in batch if job.until > now and not job.future.cancelled()]
+            several = len(batch) > 1
+            self.metrics.queue.set(self.jobs.qsize())
+            if not batch:
+                continue
+            try:
+                answers = self.answer([job.ask for job in batch])
+            except Exception as error:  # whatever it is must not end the thread: these requests fail, the next do not
+                log.exception("a batch of %d requests failed", len(batch))
+                answers = [error] * len(batch)
+            self.metrics.batch.observe(len(batch))
+            self.loop.call_soon_threadsafe(_deliver, batch, answers)
+
+    def answer(self, asks: list[Ask]) -> list[dict[str, Any] | AsymrecError]:
+        snapshot, begun = self.snapshot(), time.perf_counter()
+        events = self.users.events([ask.user for ask in asks if ask.user is not None])
+        answers: list[Any] = [None] * len(asks)
+        known: list[tuple[int, Ask, np.ndarray, np.ndarray | None]] = []
+        for at, ask in enumerate(asks):
+            try:
+                rows, times = history(snapshot, ask, events)
+                known.append((at, ask, rows, times))
+            except AsymrecError as error:
+                answers[at] = error
+        for timed in (False, True):
+            part = [one for one in known if (snapshot.model.reads_times and one[3] is not None) == timed]
+            if not part:
+                continue
+            histories = Sequences.of([rows for _, _, rows, _ in part], [times for *_, times in part] if timed else None)
+            scores = np.array(snapshot.model.scores(histories), np.float32)
+            for (at, ask, rows, _), line in zip(part, scores):
+                try:
+                    answers[at] = _answer(snapshot, ask, rows, line)
+                except AsymrecError as error:
+                    answers[at] = error
+        self.metrics.model.observe(time.perf_counter() - begun)
+        return answers
+
+
+class Users:
+    """Events of users, with a memory of the latest where this server alone writes the store."""
+
+    def __init__(self, store: Store, metrics: Metrics, kept: int = 20_000):
+        self.store, self.metrics, self.kept = store, metrics, 0 if store.shared else kept
+        self._known: OrderedDict[str, list[tuple[str, int]]] = OrderedDict()
+        self._changes, self._lock = 0, threading.Lock()
+
+    def events(self, users: list[str]) -> dict[str, list[tuple[str, int]]]:
+        with self._lock:
+            found = {user: self._known[user] for user in users if user in self._known}
+            changes = self._changes
+        missing = [user for user in users if user not in found]
+        self.metrics.cache.labels("hit").inc(len(users) - len(missing))
+        if missing:
+            self.metrics.cache.labels("miss").inc(len(missing))
+            read = self.store.events_of(missing)
+            found |= read
+            with self._lock:
+                if self._changes == changes:  # else what was read may be old by now
+                    self._known |= read
+                    while len(self._known) > self.kept:
+                        self._known.popitem(last=False)
+        return found
+
+    def forget(self, users: set[str]) -> None:
+        with self._lock:
+            self._changes += 1
+            for user in users:
+                self._known.pop(user, None)
+
+
+def history(snapshot: Snapshot, ask: Ask, events: dict[str, list[tuple[str, int]]]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Rows of an ask's history, the oldest first, and their times where all are known. Raises UnknownIdError: user or item."""
+    dataset, rows, times = snapshot.run.dataset, [], [] if not ask.history else None
+    if ask.user is not None:
+        stored = [(snapshot.rows[item], when) for item, when in events[ask.user] if item in snapshot.rows]
+        row = _user_row(snapshot, ask.user)
+        if row is None and not events[ask.user] and not ask.history:
+            dataset.user_rows([ask.user])  # raises, naming it
+        if row is not None:
+            rows += _current(snapshot, dataset.sequences[row])
+            if times is not None and dataset.sequences.times is not None:
+                times += dataset.sequences.times[dataset.sequences.offsets[row] : dataset.sequences.offsets[row + 1]].tolist()
+        rows += [each for each, _ in stored]
+        if times is not None:
+            times += [when for _, when in stored]
+    rows += [snapshot.row(item) for item in ask.history]
+    timed = times is not None and dataset.sequences.times is not None
+    return np.array(rows, np.int32), np.maximum.accumulate(np.array(times, np.int64)) if timed and len(times) == len(rows) else None
+
+
+def _current(snapshot: Snapshot, rows: np.ndarray) -> list[int]:
+    """Rows of the run's own sequences, where an item that was put anew has another row by now."""
+    return [snapshot.rows[str(snapshot.ids[row])] for row in rows.tolist()]
+
+
+def _user_row(snapshot: Snapshot, user: str) -> int | None:
+    (row,) = snapshot.run.dataset.find_users([user])
+    return None if row < 0 else int(row)
+
+
+def _answer(snapshot: Snapshot, ask: Ask, rows: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
+    scores = np.where(snapshot.mask(ask.where), scores, -np.inf)
+    if ask.only is not None:
+        allowed = np.zeros(snapshot.n, bool)
+        allowed[[snapshot.row(item) for item in ask.only]] = True
+        scores[~allowed] = -np.inf
+    if ask.deny:
+        scores[[snapshot.row(item) for item in ask.deny]] = -np.inf
+    if ask.exclude_seen:
+        scores[rows] = -np.inf
+    (best,), (values,) = top_k(scores[None], min(ask.k, snapshot.n))
+    best, values = best[best >= 0], values[best >= 0]
+    items = [{"item": snapshot.ids[row], "title": snapshot.title(row), "score": float(value)} for row, value in zip(best.tolist(), values)]
+    if ask.reasons:
+        for item, why in zip(items, _reasons(snapshot, best, rows)):
+            item["reasons"] = why
+    if ask.codes:
+        for item, row in zip(items, best.tolist()):
+            item["codes"] = snapshot.codes(row)
+    return {"version": snapshot.version, "history": len(rows), "items": items}
+
+
+def _reasons(snapshot: Snapshot, best: np.ndarray, rows: np.ndarray) -> list[list[dict[str, Any]]]:
+    """Of each recommendation the items of the history that are nearest to it by vector."""
+    distinct = np.unique(rows)
+    if snapshot.units is None or not len(distinct) or not len(best):
+        return [[] for _ in best]
+    units = snapshot.units.rows.numpy()
+    cosine = units[best] @ units[distinct].T
+    nearest = np.argsort(-cosine, axis=1, kind="stable")[:, :REASONS]
+    return [
+        [
+            {"item": snapshot.ids[row], "title": snapshot.title(row), "similarity": round(float(value), 4)}
+            for row, value in zip(whom, values)
+        ]
+        for whom, values in zip(distinct[nearest].tolist(), np.take_along_axis(cosine, nearest, 1))
+    ]
+
+
+def _deliver(batch: list[_Job], answers: list[Any]) -> None:
+    for job, answer in zip(batch, answers):
+        if job.future.done():
+            continue
+        if isinstance(answer, Exception) and not isinstance(answer, AsymrecError):
+            job.future.set_exception(answer)
+        else:
+            job.future.set_result(answer)

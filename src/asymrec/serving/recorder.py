@@ -1,0 +1,69 @@
+"""Events to the disk: those that come together share one commit, and nobody is answered before it.
+
+One fsync takes as long for a hundred events as for one, so a thread takes all that wait and commits once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+
+from asymrec.serving.engine import Busy, Users
+from asymrec.serving.metrics import Metrics
+from asymrec.serving.store import Event, Store
+
+TOGETHER = 2000  # events of one commit, at most what one request may bring more
+
+
+class Recorder:
+    def __init__(self, store: Store, users: Users, metrics: Metrics, waiting: int = 1024):
+        self.store, self.users, self.metrics = store, users, metrics
+        self.jobs: queue.Queue[tuple[list[Event], asyncio.Future] | None] = queue.Queue(waiting)
+        self.thread = threading.Thread(target=self._work, name="recorder", daemon=True)
+
+    def start(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.jobs.put(None)
+        self.thread.join()
+
+    async def record(self, events: list[Event]) -> None:
+        """Returns when they are on the disk. Raises Busy, and whatever the store does: then they are not."""
+        future = self.loop.create_future()
+        try:
+            self.jobs.put_nowait((events, future))
+        except queue.Full:
+            raise Busy from None
+        await future
+
+    def _work(self) -> None:
+        while (job := self.jobs.get()) is not None:
+            jobs = [job]
+            while sum(len(events) for events, _ in jobs) < TOGETHER:
+                try:
+                    jobs.append(self.jobs.get_nowait())
+                except queue.Empty:
+                    break
+            stopping = jobs[-1] is None
+            jobs = [each for each in jobs if each is not None]
+            events, begun = [event for part, _ in jobs for event in part], time.perf_counter()
+            error = None
+            try:
+                self.metrics.events.inc(self.store.add_events(events))
+            except Exception as failed:  # a full disk, a database that went away: all who wait are told, the next may have more luck
+                error = failed
+            self.users.forget({event.user for event in events})
+            self.metrics.commits.observe(time.perf_counter() - begun)
+            self.loop.call_soon_threadsafe(_tell, [future for _, future in jobs], error)
+            if stopping:
+                return
+
+
+def _tell(futures: list[asyncio.Future], error: Exception | None) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None) if error is None else future.set_exception(error)

@@ -1,0 +1,226 @@
+"""What comes in and what goes out, with sizes; the OpenAPI document is made from these."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, StringConstraints, model_validator
+
+MOST = 1000  # items in one answer
+HISTORY = 1000  # items of a history in a request
+LISTED = 10_000  # ids of `only` and `deny`
+EVENTS = 1000  # of one request
+BULK = 10_000  # items of one request
+BATCH = 256  # recommendations of one request
+LARGEST = 2**53 - 1  # whole numbers that every JSON reader knows exactly
+
+# no NUL: PostgreSQL has no text with one
+Name = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=256, pattern=r"^[^\x00]+$")]
+Whole = Annotated[int, Field(strict=True, ge=-LARGEST, le=LARGEST)]
+Id = Name | Whole
+K = Annotated[int, Field(strict=True, ge=1, le=MOST)]
+Cell = StrictBool | StrictInt | StrictFloat | StrictStr
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Condition(Strict):
+    """On one column of the items. A column of lists fits when one of its entries does."""
+
+    column: Name
+    any_of: list[Cell] | None = Field(None, min_length=1, max_length=1000)
+    none_of: list[Cell] | None = Field(None, min_length=1, max_length=1000)
+    at_least: Cell | None = None
+    at_most: Cell | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Condition:
+        given = {name for name in ("any_of", "none_of", "at_least", "at_most") if getattr(self, name) is not None}
+        if not given or (len(given) > 1 and given != {"at_least", "at_most"}):
+            raise ValueError("give any_of, none_of, or at_least and at_most")
+        return self
+
+
+class Wanted(Strict):
+    """A recommendation for a user, for a history, or for a user with more behind what is known of them."""
+
+    user: Id | None = Field(None, description="of the run or of the events")
+    history: list[Id] | None = Field(None, max_length=HISTORY, description="item ids, oldest first")
+    k: K = 10
+    exclude_seen: StrictBool = Field(True, description="leave out the items of the history")
+    only: list[Id] | None = Field(None, max_length=LISTED, description="nothing but these items")
+    deny: list[Id] = Field([], max_length=LISTED, description="never these items")
+    where: list[Condition] = Field([], max_length=16, description="conditions that all must hold")
+    reasons: StrictBool = Field(True, description="with the nearest items of the history")
+    codes: StrictBool = Field(False, description="with the items' codes")
+
+    @model_validator(mode="after")
+    def _someone(self) -> Wanted:
+        if self.user is None and self.history is None:
+            raise ValueError("give a user or a history")
+        return self
+
+
+class Wanteds(Strict):
+    requests: list[Wanted] = Field(min_length=1, max_length=BATCH)
+
+
+class EventIn(Strict):
+    user: Id
+    item: Id
+    time: Whole | None = Field(None, description="in the unit of the run's times (GET /v1/catalogue tells); by default now")
+    id: Name | None = Field(None, description="your own: an event that is sent twice is stored once")
+
+
+class EventsIn(Strict):
+    events: list[EventIn] = Field(min_length=1, max_length=EVENTS)
+
+
+Columns = Annotated[dict[Name, Any], Field(max_length=256, description="columns of the item table")]
+
+
+class ItemIn(Strict):
+    item: Id
+    columns: Columns
+
+
+class ItemsIn(Strict):
+    items: list[ItemIn] = Field(min_length=1, max_length=BULK)
+
+
+class Back(Strict):
+    version: Annotated[int, Field(strict=True, ge=0, le=LARGEST)]
+
+
+# Answers
+
+
+class Reason(BaseModel):
+    item: str | int
+    title: str
+    similarity: float = Field(description="cosine of the two items' vectors")
+
+
+class Found(BaseModel):
+    item: str | int
+    title: str
+    score: float
+    reasons: list[Reason] | None = None
+    codes: list[list[int]] | None = Field(None, description="[facets][levels]; where asked for, and the model has codes")
+
+
+class Recommended(BaseModel):
+    version: int = Field(description="of the catalogue")
+    history: int = Field(description="items that it is made from")
+    items: list[Found]
+
+
+class Problem(BaseModel):
+    detail: str
+
+
+class Answer(BaseModel):
+    """One of a batch: the recommendation or what is wrong with the request."""
+
+    result: Recommended | None = None
+    error: str | None = None
+
+
+class Answers(BaseModel):
+    results: list[Answer]
+
+
+class Brief(BaseModel):
+    item: str | int
+    title: str
+
+
+class Near(Brief):
+    similarity: float
+
+
+class Similar(BaseModel):
+    version: int
+    items: list[Near]
+
+
+class Item(Brief):
+    retired: bool
+    columns: dict[str, Any]
+    codes: list[list[int]] | None = Field(description="[facets][levels]; null for a model without codes")
+
+
+class Briefs(BaseModel):
+    items: list[Brief]
+
+
+class Stored(BaseModel):
+    stored: int
+
+
+class Changed(BaseModel):
+    version: int = Field(description="the first that has the change")
+
+
+class Past(Brief):
+    time: int | None
+
+
+class User(BaseModel):
+    user: str
+    history: list[Past] = Field(description="oldest first")
+    stored: int = Field(description="how many of them are events of the store")
+
+
+class Users(BaseModel):
+    users: list[str | int]
+
+
+class Catalogue(BaseModel):
+    version: int
+    items: int
+    retired: int
+    columns: dict[str, str]
+    time_unit: str | None
+    run: str
+    model: str
+    code_shape: list[int] | None
+    codewords: list[int] | None
+
+
+class Version(BaseModel):
+    version: int
+    made: int = Field(description="milliseconds since 1970")
+    put: int
+    retired: int
+    rollback: int | None = Field(description="the version that it goes back to")
+
+
+class Versions(BaseModel):
+    versions: list[Version]
+
+
+class Codebook(BaseModel):
+    facet: int
+    level: int
+    used: int
+    size: int
+    perplexity: float
+    counts: list[int]
+
+
+class Codebooks(BaseModel):
+    version: int
+    codebooks: list[Codebook]
+
+
+class About(BaseModel):
+    asymrec: str
+    run: str
+    model: str
+
+
+class State(BaseModel):
+    status: str

@@ -1,0 +1,264 @@
+"""One version of the catalogue, never changed once it is served: readers hold it while a writer makes the next.
+
+Items are rows of the model, in the order in which they came; a row is never used again. What describes an item (its columns, its title)
+is a line of a table of its own, because a new price is a new line and not a new row. All that grows is shared between versions.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import OrderedDict
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from asymrec.data import Dataset
+from asymrec.data.dataset import item_titles
+from asymrec.errors import ConfigError, PlacingError, UnknownIdError
+from asymrec.files import checksum
+from asymrec.models import Recommender
+from asymrec.models.growing import Growing
+
+SAME = 1e-3  # vectors, of about length 1, that differ by less are of one item: only what describes it has changed
+CHUNKS = 256  # pieces of the table that are put together again
+MASKS = 256  # of filters that are kept
+
+
+@dataclass(frozen=True)
+class Run:
+    """A fitted model as it is served."""
+
+    name: str
+    identity: str  # what its vectors and codes depend on
+    model: Recommender
+    dataset: Dataset
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Run:
+        """Raises RunError: not a run folder, damaged, of another format."""
+        model = Recommender.load(folder)
+        identity = checksum(Path(folder) / "manifest.json")[:32]
+        return cls(Path(folder).resolve().name, identity, model, model.dataset)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """version: of the catalogue, 0 is the run's own. model: knows `n` rows. ids: of the rows, in their own type; may be longer than n.
+    rows: an id as text -> its row. lines: int64 [n], each row's line of `table`. live: bool [n], whether a row may be recommended.
+    units: float32 [n, d], the items' vectors at length 1; None where the model has none."""
+
+    run: Run
+    version: int
+    model: Recommender
+    ids: list[Any]
+    rows: dict[str, int]
+    lines: np.ndarray
+    live: np.ndarray
+    table: pa.Table
+    titles: list[str]
+    units: Growing | None
+    masks: _Masks = field(default_factory=lambda: _Masks(), compare=False)
+
+    @classmethod
+    def of(cls, run: Run) -> Snapshot:
+        """Version 0: what was fitted."""
+        dataset, n = run.dataset, run.dataset.n_items
+        ids = [as_id(value) for value in dataset.item_ids.to_pylist()]
+        vectors = run.model.catalogue()[0]
+        units = None if vectors is None else Growing(_unit(vectors))
+        rows = {str(own): row for row, own in enumerate(ids)}
+        return cls(run, 0, run.model, ids, rows, np.arange(n), np.ones(n, bool), dataset.items, dataset.titles(), units)
+
+    @property
+    def n(self) -> int:
+        return len(self.lines)
+
+    @cached_property
+    def n_live(self) -> int:
+        return int(self.live.sum())
+
+    def row(self, item: Any) -> int:
+        """Raises UnknownIdError. A retired item has a row as well: it may stand in histories."""
+        row = self.rows.get(str(item))
+        if row is None:
+            raise UnknownIdError(f"unknown item id {str(item)[:80]!r}")
+        return row
+
+    def title(self, row: int) -> str:
+        return self.titles[self.lines[row]]
+
+    def record(self, row: int) -> dict[str, Any]:
+        """All columns of an item but its id, as JSON knows them."""
+        (found,) = self.table.slice(int(self.lines[row]), 1).to_pylist()
+        found.pop(self.run.dataset.item_column)
+        return {name: as_json(value) for name, value in found.items()}
+
+    def codes(self, row: int) -> list[list[int]] | None:
+        """[facets][levels]; None for a model without codes."""
+        codes = self.model.catalogue()[1]
+        return None if codes is None else codes[row].reshape(self.run.model.quantizer.code_shape).tolist()
+
+    def nearest(self, row: int, k: int) -> list[tuple[int, float]]:
+        """The k live items of highest cosine with an item, itself left out. Raises PlacingError: the model has no vectors."""
+        if self.units is None:
+            raise PlacingError(f"model '{self.model.name}' has no item vectors to be similar by")
+        units = self.units.rows.numpy()
+        cosine = np.where(self.live, units @ units[row], -np.inf)
+        cosine[row] = -np.inf
+        best = np.argsort(-cosine, kind="stable")[:k]
+        return [(int(other), float(cosine[other])) for other in best if np.isfinite(cosine[other])]
+
+    def search(self, text: str, limit: int) -> list[int]:
+        """Live rows with words in the title that begin as all those of the text do, or with that id; titles that begin so first."""
+        words = _words(text).split()
+        if not words:
+            return []
+        found = []
+        for row in np.flatnonzero(self.live).tolist():
+            title = self.titles[self.lines[row]].lower()
+            if not all(word in title for word in words):
+                continue
+            title = _words(title)
+            if all(f" {word}" in f" {title}" for word in words):
+                found.append((not title.startswith(words[0]), len(title), row))
+        exact = self.rows.get(text.strip())
+        first = [exact] if exact is not None and self.live[exact] else []
+        return (first + [row for *_, row in sorted(found) if row != exact])[:limit]
+
+    def mask(self, where: list[dict[str, Any]]) -> np.ndarray:
+        """bool [n]: the live rows that meet every condition on their columns. Raises ConfigError."""
+        if not where:
+            return self.live
+        return self.masks.get(self, json.dumps(where, sort_keys=True), where)
+
+    # The next version
+
+    def changed(self, version: int, puts: dict[str, Put], described: pa.Table, retired: set[str]) -> Snapshot:
+        """Puts, whose lines of the item table are `described`, then the retired. A put that `keeps` its row only has a new line."""
+        rows, lines, live = dict(self.rows), self.lines.copy(), self.live.copy()
+        new = {item: put for item, put in puts.items() if not self.keeps(item, put)}
+        model, units, ids = self.model, self.units, self.ids
+        if new:
+            vectors = np.stack([put.vector for put in new.values()])
+            codes = None if self.model.catalogue()[1] is None else np.stack([put.codes for put in new.values()])
+            model, units = self.model.extended(vectors, codes), self.units.then(_unit(vectors))
+            ids = self.ids if len(self.ids) == self.n else self.ids[: self.n]  # a branch of the history has a list of its own
+            ids.extend(put.id for put in new.values())
+            for number, item in enumerate(new):
+                if item in rows:
+                    live[rows[item]] = False
+                rows[item] = self.n + number
+            lines, live = np.concatenate([lines, np.zeros(len(new), np.int64)]), np.concatenate([live, np.ones(len(new), bool)])
+        table, titles = self.table, self.titles
+        if puts:
+            titles = titles if len(titles) == table.num_rows else titles[: table.num_rows]
+            titles.extend(item_titles(described, self.run.dataset.item_column))
+            for number, item in enumerate(puts):
+                lines[rows[item]], live[rows[item]] = table.num_rows + number, True
+            table = pa.concat_tables([table, described])
+            if table.column(0).num_chunks > CHUNKS:
+                table = table.combine_chunks()
+        for item in retired:
+            if item in rows:
+                live[rows[item]] = False
+        grown = {"model": model, "ids": ids, "rows": rows, "lines": lines, "live": live, "table": table, "titles": titles, "units": units}
+        return replace(self, version=version, masks=_Masks(), **grown)
+
+    def keeps(self, item: str, put: Put) -> bool:
+        """Whether a put is of an item with that very vector."""
+        row = self.rows.get(item)
+        return row is not None and bool(np.abs(self.units.rows[row].numpy() - _unit(put.vector[None])[0].numpy()).max() < SAME)
+
+
+@dataclass(frozen=True)
+class Put:
+    """An item to be added or described anew. id: in its own type; vector, codes: as the run places it, codes None of models without."""
+
+    id: Any
+    vector: np.ndarray
+    codes: np.ndarray | None = None
+
+
+class _Masks:
+    """The filters of one version that were asked for last."""
+
+    def __init__(self) -> None:
+        self.kept: OrderedDict[str, np.ndarray] = OrderedDict()
+        self.lock = Lock()
+
+    def get(self, snapshot: Snapshot, key: str, where: list[dict[str, Any]]) -> np.ndarray:
+        with self.lock:
+            if key in self.kept:
+                self.kept.move_to_end(key)
+                return self.kept[key]
+        fits = snapshot.live.copy()
+        for condition in where:
+            fits &= _fits(snapshot.table, condition)[snapshot.lines]
+        with self.lock:
+            self.kept[key] = fits
+            if len(self.kept) > MASKS:
+                self.kept.popitem(last=False)
+        return fits
+
+
+def _fits(table: pa.Table, condition: dict[str, Any]) -> np.ndarray:
+    """bool [lines]: which lines meet a condition; a null meets `none_of` alone, a list what any of its entries meets."""
+    name = condition["column"]
+    if name not in table.column_names:
+        raise ConfigError(f"items have no column '{name[:80]}'; there are {', '.join(table.column_names)}")
+    column, kind = table[name], table.schema.field(name).type
+    nested = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    values = pc.list_flatten(column) if nested else column
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    fits = np.ones(len(values), bool)
+    try:
+        for wanted in ("any_of", "none_of"):
+            if condition.get(wanted) is not None:
+                fits &= pc.is_in(values, value_set=pa.array(condition[wanted]).cast(values.type)).fill_null(False).to_numpy()
+        for bound, compare in (("at_least", pc.greater_equal), ("at_most", pc.less_equal)):
+            if condition.get(bound) is not None:
+                fits &= compare(values, pa.scalar(condition[bound])).fill_null(False).to_numpy()
+    except (pa.ArrowException, TypeError, ValueError):
+        raise ConfigError(f"column '{name}' holds {kind}: it cannot be compared with what is given") from None
+    if nested:
+        parents = pc.list_parent_indices(column).to_numpy()
+        fits = np.bincount(parents[fits], minlength=len(column)) > 0
+    return ~fits if condition.get("none_of") is not None else fits
+
+
+def _words(text: str) -> str:
+    """Lower case, with one space for whatever stands between words."""
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def as_id(value: Any) -> str | int:
+    """An id as JSON knows it: whole numbers and text as they are, bytes as hexadecimal text, all else as text."""
+    if isinstance(value, (str, int)):
+        return value
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def as_json(value: Any) -> Any:
+    """A cell of a table as JSON knows it."""
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    if value is None or isinstance(value, (str, int)):
+        return value
+    if isinstance(value, dict):
+        return {name: as_json(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(part) for part in value]
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def _unit(vectors: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))

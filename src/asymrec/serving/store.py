@@ -1,0 +1,311 @@
+"""What the server must not lose: users' events, changes of the catalogue, API keys. SQLite by default, PostgreSQL by a URL.
+
+Whatever a method has returned from is on the disk (SQLite: WAL with synchronous=FULL), so a caller may acknowledge it. One server at a
+time has an SQLite file; any number share a PostgreSQL database. Writers of the catalogue take turns by a lock on one row, which makes
+versions gapless and in order for everybody who follows them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+from asymrec.errors import RunError
+from asymrec.serving.tables import catalogue, changes, events, keys, placements
+
+KEPT = 1000  # latest events of a user that are read
+PLACED_AT_ONCE = 2000
+
+
+@dataclass(frozen=True)
+class Event:
+    user: str
+    item: str
+    time: int  # in the unit of the data set
+    event: str | None = None
+
+
+@dataclass(frozen=True)
+class Change:
+    """One line of the catalogue's history."""
+
+    kind: str  # put, retire, rollback
+    item: str | None = None
+    record: dict[str, Any] | None = None
+    target: int | None = None
+    vector: np.ndarray | None = None  # float32 [d] of a put, as the run places it; None where it has not yet
+    codes: np.ndarray | None = None
+    version: int = 0
+    line: int = 0
+    made: int = 0
+
+
+class Store:
+    """Raises RunError: no such store, or another server has it.
+
+    Args:
+        url: as SQLAlchemy reads it, `sqlite:///file` or `postgresql://user:password@host/name`.
+        serves: as the one server of an SQLite file; else only to look after keys beside one that may be running.
+    """
+
+    def __init__(self, url: str, serves: bool = True):
+        self._lock: int | None = None
+        try:
+            parsed = sa.make_url(url)
+        except ArgumentError:
+            hint = "such as sqlite:///store.sqlite or postgresql://host/name"
+            raise RunError(f"'{_hidden(url)}' is not the URL of a store, {hint}") from None
+        if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+            raise RunError(f"a store is SQLite or PostgreSQL, not '{parsed.get_backend_name()}'")
+        self.shared = parsed.get_backend_name() == "postgresql"  # other servers may write it too
+        if self.shared and "+" not in parsed.drivername:
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        self.name = parsed.render_as_string(hide_password=True)
+        try:
+            if self.shared:
+                self.engine = sa.create_engine(parsed, pool_pre_ping=True, pool_size=8)
+            else:
+                self._take(parsed.database, serves)
+                self.engine = sa.create_engine(parsed, connect_args={"timeout": 30})
+                sa.event.listen(self.engine, "connect", _durable)
+            self._migrate()
+        except (SQLAlchemyError, NoSuchModuleError, OSError, ImportError) as error:
+            self.close()
+            reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+            raise RunError(f"cannot open the store {self.name}: {reason}") from None
+        self._insert = (postgresql if self.shared else sqlite).insert
+
+    def _take(self, path: str | None, serves: bool) -> None:
+        """One server at a time for a file: its memory of users and items is right only while nobody else writes."""
+        if not path or path == ":memory:":
+            raise RunError("the store must be a file: sqlite:///PATH")
+        if not Path(path).resolve().parent.is_dir():
+            raise RunError(f"cannot open the store {self.name}: there is no folder {Path(path).resolve().parent}")
+        if not serves:
+            return
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return
+        self._lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            hint = "several servers share a PostgreSQL one (--store postgresql://...)"
+            raise RunError(f"another server has the store {path}; {hint}") from None
+
+    def _migrate(self) -> None:
+        from alembic import command
+        from alembic.config import Config
+
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+        with self.engine.begin() as connection:
+            if self.shared:  # two servers that start at once
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(7305226)"))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def close(self) -> None:
+        if hasattr(self, "engine"):
+            self.engine.dispose()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def ping(self) -> None:
+        with self.engine.connect() as connection:
+            connection.execute(sa.text("SELECT 1"))
+
+    # Events
+
+    def add_events(self, new: Iterable[Event]) -> int:
+        """Store in one transaction; those whose own id is there already are left out. Returns how many were new."""
+        rows = [vars(event) for event in new]
+        if not rows:
+            return 0
+        with self.engine.begin() as connection:
+            if all(row["event"] is None for row in rows):
+                connection.execute(events.insert(), rows)
+                return len(rows)
+            statement = self._insert(events).on_conflict_do_nothing(index_elements=["event"]).returning(events.c.number)
+            return len(connection.execute(statement, rows).all())
+
+    def events_of(self, users: Iterable[str]) -> dict[str, list[tuple[str, int]]]:
+        """(item, time) of each user's latest events, the oldest first."""
+        wanted, found = list(dict.fromkeys(users)), defaultdict(list)
+        with self.engine.connect() as connection:
+            if len(wanted) == 1:
+                query = _LATEST.order_by(events.c.time.desc(), events.c.number.desc()).limit(KEPT)
+                lines = [(wanted[0], *line) for line in connection.execute(query, {"one": wanted[0]})][::-1]
+            else:
+                lines = connection.execute(_OF_ALL, {"many": wanted}).all()
+        for user, item, when in lines:
+            found[user].append((item, when))
+        return {user: found[user][-KEPT:] for user in wanted}
+
+    def count_events(self) -> int:
+        with self.engine.connect() as connection:
+            return connection.execute(sa.select(sa.func.count()).select_from(events)).scalar_one()
+
+    def forget(self, user: str) -> int:
+        with self.engine.begin() as connection:
+            return connection.execute(events.delete().where(events.c.user == user)).rowcount
+
+    # The catalogue
+
+    def version(self) -> int:
+        with self.engine.connect() as connection:
+            return connection.execute(sa.select(catalogue.c.version)).scalar_one()
+
+    @contextmanager
+    def writing(self) -> Iterator[Writing]:
+        """The turn to write the next version: nobody else writes until the block ends; committed when it ends well."""
+        with self.engine.connect() as connection, connection.begin():
+            if self.shared:
+                version = connection.execute(sa.select(catalogue.c.version).with_for_update()).scalar_one()
+            else:  # SQLite's own way to lock: a write comes first
+                connection.execute(catalogue.update().values(version=catalogue.c.version))
+                version = connection.execute(sa.select(catalogue.c.version)).scalar_one()
+            yield Writing(connection, version)
+
+    def changes(self, run: str, after: int = 0, connection: sa.Connection | None = None) -> list[Change]:
+        """All changes past a version, in order, with what `run` makes of them where that is known."""
+        places = sa.and_(placements.c.run == run, placements.c.version == changes.c.version, placements.c.line == changes.c.line)
+        query = (
+            sa.select(changes, placements.c.vector, placements.c.codes)
+            .select_from(changes.outerjoin(placements, places))
+            .where(changes.c.version > after)
+            .order_by(changes.c.version, changes.c.line)
+        )
+        if connection is None:
+            with self.engine.connect() as connection:
+                lines = connection.execute(query).all()
+        else:
+            lines = connection.execute(query).all()
+        return [
+            Change(
+                **{name: getattr(line, name) for name in ("kind", "item", "target", "version", "line", "made")},
+                record=None if line.record is None else json.loads(line.record),
+                vector=None if line.vector is None else np.frombuffer(line.vector, "<f4"),
+                codes=None if line.codes is None else np.frombuffer(line.codes, "<i4"),
+            )
+            for line in lines
+        ]
+
+    def versions(self, limit: int) -> list[dict[str, Any]]:
+        """The latest versions, newest first: {"version", "made", "put", "retired", "rollback"}."""
+        kind = changes.c.kind
+        query = (
+            sa.select(
+                changes.c.version,
+                sa.func.min(changes.c.made).label("made"),
+                sa.func.sum(sa.case((kind == "put", 1), else_=0)).label("put"),
+                sa.func.sum(sa.case((kind == "retire", 1), else_=0)).label("retired"),
+                sa.func.max(changes.c.target).label("rollback"),
+            )
+            .group_by(changes.c.version)
+            .order_by(changes.c.version.desc())
+            .limit(limit)
+        )
+        with self.engine.connect() as connection:
+            return [
+                {"version": v, "made": made, "put": int(put), "retired": int(gone), "rollback": back}
+                for v, made, put, gone, back in connection.execute(query)
+            ]
+
+    def keep_placements(self, run: str, placed: list[Change]) -> None:
+        """Remember what a run makes of changes that are there already."""
+        for start in range(0, len(placed), PLACED_AT_ONCE):
+            with self.engine.begin() as connection:
+                rows = [_placement(run, change) for change in placed[start : start + PLACED_AT_ONCE]]
+                connection.execute(self._insert(placements).on_conflict_do_nothing(), rows)
+
+    # Keys
+
+    def add_key(self, key: str, name: str, scopes: str, digest: str) -> None:
+        with self.engine.begin() as connection:
+            connection.execute(keys.insert(), {"key": key, "name": name, "scopes": scopes, "digest": digest, "made": now()})
+
+    def find_key(self, key: str) -> tuple[str, str, str] | None:
+        """name, scopes and digest."""
+        with self.engine.connect() as connection:
+            line = connection.execute(sa.select(keys.c.name, keys.c.scopes, keys.c.digest).where(keys.c.key == key)).one_or_none()
+            return None if line is None else tuple(line)
+
+    def list_keys(self) -> list[dict[str, Any]]:
+        with self.engine.connect() as connection:
+            query = sa.select(keys.c.key, keys.c.name, keys.c.scopes, keys.c.made).order_by(keys.c.made)
+            return [dict(line._mapping) for line in connection.execute(query)]
+
+    def remove_key(self, key: str) -> bool:
+        with self.engine.begin() as connection:
+            return connection.execute(keys.delete().where(keys.c.key == key)).rowcount > 0
+
+
+class Writing:
+    """The transaction of one who has the turn. version: the latest one."""
+
+    def __init__(self, connection: sa.Connection, version: int):
+        self.connection, self.version = connection, version
+
+    def add(self, run: str, new: list[Change]) -> list[Change]:
+        """Write the changes as the next version; returns them with their numbers."""
+        version, made = self.version + 1, now()
+        numbered = [Change(**vars(change) | {"version": version, "line": line, "made": made}) for line, change in enumerate(new)]
+        fields = ("version", "line", "kind", "item", "target", "made")
+        record = [{name: getattr(change, name) for name in fields} | {"record": _json(change.record)} for change in numbered]
+        self.connection.execute(changes.insert(), record)
+        placed = [_placement(run, change) for change in numbered if change.vector is not None]
+        if placed:
+            self.connection.execute(placements.insert(), placed)
+        self.connection.execute(catalogue.update().values(version=version))
+        return numbered
+
+
+_LATEST = sa.select(events.c.item, events.c.time).where(events.c.user == sa.bindparam("one"))
+_OF_ALL = (
+    sa.select(events.c.user, events.c.item, events.c.time)
+    .where(events.c.user.in_(sa.bindparam("many", expanding=True)))
+    .order_by(events.c.user, events.c.time, events.c.number)
+)
+
+
+def now() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def _placement(run: str, change: Change) -> dict[str, Any]:
+    codes = None if change.codes is None else np.ascontiguousarray(change.codes, "<i4").tobytes()
+    vector = np.ascontiguousarray(change.vector, "<f4").tobytes()
+    return {"run": run, "version": change.version, "line": change.line, "vector": vector, "codes": codes}
+
+
+def _json(record: dict[str, Any] | None) -> str | None:
+    return None if record is None else json.dumps(record)  # ASCII: no text in it can be one that a database refuses
+
+
+def _durable(connection: Any, _: Any) -> None:
+    """A commit is on the disk when it returns."""
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _hidden(url: str) -> str:
+    """A URL that may hold a password, for a message."""
+    return url.split("@")[-1][:80]

@@ -1,0 +1,383 @@
+"""The server: recommendations, the living catalogue, events, limits, keys; in this process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+
+import numpy as np
+import pytest
+from serving import client, make_run, vector
+
+from asymrec.models import Recommender
+from asymrec.serving.security import new_key
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("serving"))
+
+
+@pytest.fixture
+def api(run, tmp_path):
+    with client(run, f"sqlite:///{tmp_path}/store.sqlite") as found:
+        yield found
+
+
+def recommend(api, status=200, **asked):
+    answer = api.post("/v1/recommend", json=asked)
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+def ids(found):
+    return [one["item"] for one in found["items"]]
+
+
+# Recommendations
+
+
+def test_recommendations_are_those_of_the_library(api, run):
+    model = Recommender.load(run)
+    for asked in ({"users": [7]}, {"histories": [[105, 106, 109]]}, {"histories": [[]]}):
+        (expected,), (scores,) = model.recommend(**asked, k=5)
+        found = recommend(api, k=5, **({"user": 7} if "users" in asked else {"history": asked["histories"][0]}))
+        assert ids(found) == expected
+        np.testing.assert_allclose([one["score"] for one in found["items"]], scores, rtol=1e-4)
+    assert ids(recommend(api, user="7", k=5)) == ids(recommend(api, user=7, k=5))
+
+
+def test_filters_and_seen(api):
+    seen = [105, 106, 109]
+    assert not set(ids(recommend(api, history=seen, k=120))) & set(seen)
+    assert len(ids(recommend(api, history=seen, k=120, exclude_seen=False))) == 120
+    assert set(ids(recommend(api, history=seen, only=[105, 110, 111]))) == {110, 111}
+    assert not {110, 111} & set(ids(recommend(api, history=seen, deny=[110, 111], k=50)))
+    red = recommend(api, history=seen, where=[{"column": "title", "any_of": ["red red thing 0", "blue red thing 1"]}])
+    assert set(ids(red)) == {100, 101}
+    assert not {100, 101} & set(
+        ids(recommend(api, history=seen, k=100, where=[{"column": "title", "none_of": ["red red thing 0", "blue red thing 1"]}]))
+    )
+    assert set(ids(recommend(api, history=seen, k=100, where=[{"column": "item_id", "at_least": 215, "at_most": 217}]))) == {215, 216, 217}
+    assert "no column 'colour'" in recommend(api, 422, history=seen, where=[{"column": "colour", "any_of": ["red"]}])["detail"]
+    assert "cannot be compared" in recommend(api, 422, history=seen, where=[{"column": "title", "at_least": 3}])["detail"]
+
+
+def test_reasons_are_the_nearest_of_the_history(api):
+    found = recommend(api, history=[110, 160], only=[111, 161])
+    assert {one["item"]: one["reasons"][0]["item"] for one in found["items"]} == {111: 110, 161: 160}
+    assert "reasons" not in recommend(api, history=[110], reasons=False)["items"][0]
+
+
+def test_what_is_unknown_or_malformed_is_told(api):
+    assert "unknown user id 'nobody'" in recommend(api, 404, user="nobody")["detail"]
+    assert "unknown item id '999'" in recommend(api, 404, history=[999])["detail"]
+    assert "give a user or a history" in recommend(api, 422)["detail"]
+    assert recommend(api, 422, user=7, k=0)["detail"].startswith("body.k:")
+    assert "Extra inputs" in recommend(api, 422, user=7, K=3)["detail"]
+    for body in (b"{", b"[1]", b'{"user": NaN}', b'{"user": "\\ud800"}', b'{"user": "a\\u0000"}', b"\xff\xfe", b'{"history": [1e400]}'):
+        answer = api.post("/v1/recommend", content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 422, (body, answer.text)
+
+
+def test_a_batch_answers_each_for_itself(api):
+    answer = api.post("/v1/recommend/batch", json={"requests": [{"user": 7}, {"user": "nobody"}, {"history": [105]}]}).json()
+    assert ids(answer["results"][0]["result"]) == ids(recommend(api, user=7))
+    assert "nobody" in answer["results"][1]["error"] and "result" in answer["results"][2]
+
+
+def test_similar_items_and_search(api):
+    found = api.get("/v1/similar/110?k=2").json()["items"]
+    assert {one["item"] for one in found} == {109, 111} and found[0]["similarity"] > 0.9
+    assert api.get("/v1/items", params={"search": "RED thing 10"}).json()["items"][0]["item"] == 110
+    assert api.get("/v1/items", params={"search": "117"}).json()["items"][0]["item"] == 117
+
+
+# Events
+
+
+def test_events_join_the_history_after_the_runs(api):
+    before = api.get("/v1/users/7").json()
+    answer = api.post("/v1/events", json={"events": [{"user": 7, "item": 150}, {"user": "new", "item": 110}]})
+    assert answer.status_code == 201 and answer.json() == {"stored": 2}
+    after = api.get("/v1/users/7").json()
+    assert [one["item"] for one in after["history"]] == [one["item"] for one in before["history"]] + [150] and after["stored"] == 1
+    assert recommend(api, user=7)["history"] == before["stored"] + len(before["history"]) + 1
+    assert ids(recommend(api, user="new")) == ids(recommend(api, history=[110]))
+    assert api.post("/v1/events", json={"events": [{"user": 7, "item": 999}]}).status_code == 404
+    assert api.delete("/v1/users/new").json() == {"stored": 1}
+    assert recommend(api, 404, user="new") and api.delete("/v1/users/new").status_code == 404
+
+
+def test_users_are_found_by_the_beginning_of_their_id(api):
+    assert api.get("/v1/users", params={"search": "19", "limit": 3}).json() == {"users": [19, 190, 191]}
+    assert api.get("/v1/users", params={"search": "x"}).json() == {"users": []}
+
+
+def test_an_event_that_is_sent_twice_is_stored_once(api):
+    events = [{"user": "u", "item": 110, "id": "a", "time": 5}, {"user": "u", "item": 111, "id": "b", "time": 4}]
+    for _ in range(2):
+        assert api.post("/v1/events", json={"events": events}).status_code == 201
+    assert [(one["item"], one["time"]) for one in api.get("/v1/users/u").json()["history"]] == [(111, 4), (110, 5)]
+
+
+# The living catalogue
+
+
+def new(place: float, title: str = "a new thing") -> dict:
+    return {"title": title, "vector": vector(place)}
+
+
+def test_a_new_item_is_recommended_and_read_at_once(api):
+    begun = time.perf_counter()
+    assert api.put("/v1/items/900", json=new(10.5)).json() == {"version": 1}
+    found = recommend(api, history=[900], only=[111, 160, 900], exclude_seen=False)
+    assert time.perf_counter() - begun < 1
+    assert 900 in ids(found) and found["version"] == 1
+    assert api.get("/v1/similar/900?k=2").json()["items"][0]["item"] in (110, 111)
+    item = api.get("/v1/items/900").json()
+    assert item["title"] == "a new thing" and not item["retired"] and np.array(item["codes"]).shape == (4, 2)
+    assert api.post("/v1/events", json={"events": [{"user": "u", "item": 900}]}).status_code == 201
+    assert recommend(api, user="u")["history"] == 1
+
+
+def test_describing_an_item_anew(api):
+    rows = api.service.catalogue.snapshot.n
+    assert api.patch("/v1/items/110", json={"title": "another name"}).status_code == 200
+    assert api.service.catalogue.snapshot.n == rows  # the same vector: the same row
+    assert api.get("/v1/items/110").json()["title"] == "another name"
+    assert ids(recommend(api, history=[110])) == ids(recommend(api, history=[110]))
+    assert api.patch("/v1/items/110", json={"vector": vector(70)}).status_code == 200
+    assert api.service.catalogue.snapshot.n == rows + 1
+    assert api.get("/v1/similar/110?k=1").json()["items"][0]["item"] in (169, 170, 171)
+    assert ids(recommend(api, history=[105], k=200)).count(110) == 1
+    # users who had it have it as it is now
+    (user,) = [one for one in range(1, 201) if 110 in [past["item"] for past in api.get(f"/v1/users/{one}").json()["history"]]][:1]
+    assert recommend(api, user=user)["items"]
+
+
+def test_a_retired_item_vanishes_at_once_and_comes_back_when_put(api):
+    best = ids(recommend(api, history=[110]))[0]
+    assert api.delete(f"/v1/items/{best}").json() == {"version": 1}
+    assert best not in ids(recommend(api, history=[110], k=120)) and recommend(api, history=[best])["items"]
+    assert api.get(f"/v1/items/{best}").json()["retired"]
+    assert api.delete(f"/v1/items/{best}").status_code == api.patch(f"/v1/items/{best}", json={}).status_code == 404
+    assert best not in [one["item"] for one in api.get("/v1/items", params={"search": "thing", "limit": 100}).json()["items"]]
+    columns = api.get(f"/v1/items/{best}").json()["columns"]
+    assert api.put(f"/v1/items/{best}", json=columns).status_code == 200
+    assert best in ids(recommend(api, history=[110]))
+
+
+def test_versions_and_rolling_back(api):
+    api.put("/v1/items/900", json=new(10))
+    api.delete("/v1/items/110")
+    api.post("/v1/items", json={"items": [{"item": 901, "columns": new(20)}, {"item": 902, "columns": new(21)}]})
+    assert api.post("/v1/catalogue/rollback", json={"version": 1}).json() == {"version": 4}
+    known = api.get("/v1/catalogue").json()
+    assert (known["items"], known["version"], known["retired"]) == (121, 4, 0)
+    assert api.get("/v1/items/901").status_code == 404 and not api.get("/v1/items/110").json()["retired"]
+    assert api.post("/v1/catalogue/rollback", json={"version": 3}).json() == {"version": 5}
+    assert api.get("/v1/items/901").status_code == 200 and api.get("/v1/items/110").json()["retired"]
+    assert api.post("/v1/catalogue/rollback", json={"version": 0}).status_code == 200
+    assert api.get("/v1/catalogue").json()["items"] == 120
+    assert "no version 99" in api.post("/v1/catalogue/rollback", json={"version": 99}).json()["detail"]
+    made = [(one["put"], one["retired"], one["rollback"]) for one in api.get("/v1/catalogue/versions").json()["versions"]]
+    assert made == [(0, 0, 0), (0, 0, 3), (0, 0, 1), (2, 0, None), (0, 1, None), (1, 0, None)]
+
+
+def test_items_that_cannot_be_placed_are_refused_and_nothing_changes(api):
+    for path, body, status, said in (
+        ("900", {"title": "no vector"}, 409, "no vector"),
+        ("900", new(1) | {"colour": "red"}, 422, "no column 'colour'"),
+        ("900", {"vector": "text"}, 422, "column 'vector' must be"),
+        ("nine", new(1), 422, "of type int64"),
+    ):
+        answer = api.put(f"/v1/items/{path}", json=body)
+        assert answer.status_code == status and said in answer.json()["detail"], answer.text
+    twice = {"items": [{"item": 900, "columns": new(1)}, {"item": "900", "columns": new(2)}]}
+    assert "twice" in api.post("/v1/items", json=twice).json()["detail"]
+    assert api.get("/v1/catalogue").json()["version"] == 0
+
+
+def test_codes(api):
+    books = api.get("/v1/codes").json()["codebooks"]
+    assert len(books) == 8 and all(sum(book["counts"]) == 120 for book in books)
+    codes = api.get("/v1/items/110").json()["codes"]
+    same = api.get(f"/v1/codes/2/1/{codes[2][1]}", params={"limit": 100}).json()["items"]
+    assert 110 in [one["item"] for one in same] and len(same) == books[5]["counts"][codes[2][1]]
+    assert api.get("/v1/codes/4/0/0").status_code == 422
+
+
+def test_all_is_there_after_a_restart(run, tmp_path):
+    store = f"sqlite:///{tmp_path}/store.sqlite"
+    with client(run, store) as api:
+        api.put("/v1/items/900", json=new(10.5))
+        api.delete("/v1/items/110")
+        api.post("/v1/events", json={"events": [{"user": "u", "item": 900}]})
+        before = recommend(api, user="u")
+        codes = api.get("/v1/items/900").json()["codes"]
+    with client(run, store) as api:
+        assert recommend(api, user="u") == before and before["version"] == 2
+        assert api.get("/v1/items/900").json()["codes"] == codes
+
+
+def test_another_run_takes_over_without_losing_changes(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    other = make_run(tmp_path / "other", seed=1)
+    with client(folder, f"sqlite:///{tmp_path}/store.sqlite") as api:
+        api.put("/v1/items/900", json=new(10.5))
+        identity, stop, statuses = api.service.catalogue.snapshot.run.identity, threading.Event(), []
+
+        def ask():
+            while not stop.is_set():
+                statuses.append(api.post("/v1/recommend", json={"history": [900]}).status_code)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        old = folder.rename(tmp_path / "old")
+        shutil.copytree(other, folder)
+        until = time.monotonic() + 20
+        while api.service.catalogue.snapshot.run.identity == identity and time.monotonic() < until:
+            time.sleep(0.02)
+        stop.set()
+        thread.join()
+        assert api.service.catalogue.snapshot.run.identity != identity and old.exists()
+        assert set(statuses) == {200} and api.get("/v1/items/900").status_code == 200
+        # a damaged one does not
+        (folder / "model.safetensors").write_bytes(b"")
+        (folder / "manifest.json").touch()
+        time.sleep(0.3)
+        assert recommend(api, history=[900]) and api.get("/ready").status_code == 200
+
+
+# Limits
+
+
+def test_large_bodies_and_many_requests_are_refused(run, tmp_path):
+    with client(run, f"sqlite:///{tmp_path}/store.sqlite", largest=10_000) as api:
+        assert recommend(api, 413, history=[105], deny=["x" * 100] * 100) == {"detail": "the body is larger than 10000 bytes"}
+        pieces = (b" " * 1000 for _ in range(20))
+        answer = api.post("/v1/recommend", content=pieces, headers={"content-type": "application/json"})
+        assert answer.status_code == 413
+        assert recommend(api, history=[105])
+
+
+def test_back_pressure_and_timeouts(run, tmp_path):
+    with client(run, f"sqlite:///{tmp_path}/store.sqlite", waiting=4, timeout=0.3) as api:
+        engine, answer, go = api.service.engine, api.service.engine.answer, threading.Event()
+
+        def slow(asks):
+            go.wait(5)
+            return answer(asks)
+
+        engine.answer = slow
+        found = []
+        ask = lambda: found.append(api.post("/v1/recommend", json={"user": 7}))  # noqa: E731
+        threads = [threading.Thread(target=ask) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        go.set()
+        statuses = sorted(one.status_code for one in found)
+        assert set(statuses) == {429, 504}, statuses
+        assert all(one.headers["retry-after"] == "1" for one in found if one.status_code == 429)
+        until = time.monotonic() + 5
+        while api.post("/v1/recommend", json={"user": 7}).status_code != 200:
+            assert time.monotonic() < until
+
+
+def test_requests_that_come_together_are_answered_by_one_call(run, tmp_path):
+    with client(run, f"sqlite:///{tmp_path}/store.sqlite") as api:
+        engine, sizes, answer = api.service.engine, [], api.service.engine.answer
+
+        def watched(asks):
+            sizes.append(len(asks))
+            time.sleep(0.05)
+            return answer(asks)
+
+        engine.answer = watched
+        threads = [threading.Thread(target=lambda: api.post("/v1/recommend", json={"user": 7})) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sum(sizes) == 12 and len(sizes) < 8
+
+
+def test_a_failure_of_the_model_is_one_answer_not_the_end(run, tmp_path):
+    with client(run, f"sqlite:///{tmp_path}/store.sqlite") as api:
+        engine, answer = api.service.engine, api.service.engine.answer
+        engine.answer = lambda asks: 1 / 0
+        assert api.post("/v1/recommend", json={"user": 7}).status_code == 500
+        engine.answer = answer
+        assert recommend(api, user=7)
+
+
+def test_stopping_answers_what_was_accepted(run, tmp_path):
+    with client(run, f"sqlite:///{tmp_path}/store.sqlite") as api:
+        service, results = api.service, []
+        threads = [
+            threading.Thread(target=lambda: results.append(api.post("/v1/recommend", json={"user": 7}).status_code)) for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert results == [200] * 8
+    assert not service.engine.thread.is_alive() and not service.recorder.thread.is_alive()
+
+
+# Security
+
+
+def test_keys_and_scopes(run, tmp_path):
+    with client(run, f"sqlite:///{tmp_path}/store.sqlite", keys=True) as api:
+        reader, writer = new_key(api.service.store, "ann", "read"), new_key(api.service.store, "bob", "write")
+
+        def status(method, path, key=None, **more):
+            return api.request(method, path, headers={"Authorization": f"Bearer {key}"} if key else {}, **more).status_code
+
+        asked, event = {"json": {"user": 7}}, {"json": {"events": [{"user": 7, "item": 105}]}}
+        assert status("POST", "/v1/recommend", **asked) == 401
+        wrong = (
+            reader[:-1] + ("A" if reader[-1] != "A" else "B"),
+            "asymrec_000000000000_x",
+            "x",
+            "asymrec_" + "é" * 5,
+            reader + "x",
+            reader.split("_", 2)[0],
+        )
+        for key in wrong:
+            assert api.post("/v1/recommend", json={"user": 7}, headers={"Authorization": f"Bearer {key}".encode()}).status_code == 401
+        assert status("POST", "/v1/recommend", reader, **asked) == status("POST", "/v1/recommend", writer, **asked) == 200
+        assert status("POST", "/v1/events", reader, **event) == 403 and status("POST", "/v1/events", writer, **event) == 201
+        for method, path in (("PUT", "/v1/items/1"), ("PATCH", "/v1/items/1"), ("DELETE", "/v1/items/1"), ("DELETE", "/v1/users/1")):
+            assert status(method, path, reader, json={}) == 403
+        assert status("GET", "/metrics") == 401 and status("GET", "/health") == status("GET", "/ready") == status("GET", "/") == 200
+        stored = (tmp_path / "store.sqlite").read_bytes() + (tmp_path / "store.sqlite-wal").read_bytes()
+        assert reader.split("_", 2)[2].encode() not in stored
+
+
+def test_other_sites_cannot_use_a_server_without_keys(run, tmp_path):
+    with client(run, f"sqlite:///{tmp_path}/store.sqlite", hosts=("localhost",)) as api:
+        assert api.get("/v1/catalogue", headers={"Host": "evil.example"}).status_code == 400
+        answer = api.options("/v1/events", headers={"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"})
+        assert answer.status_code == 405 and "access-control-allow-origin" not in answer.headers
+        plain = api.post("/v1/events", content=json.dumps({"events": [{"user": 7, "item": 105}]}), headers={"content-type": "text/plain"})
+        assert plain.status_code == 422
+        for path in ("/page/../service.py", "/page/%2e%2e%2fservice.py", "/page//etc/passwd", "/page/index.html"):
+            assert api.get(path).status_code == 404
+
+
+def test_metrics_count(api):
+    recommend(api, user=7)
+    recommend(api, user=7)
+    text = api.get("/metrics").text
+    assert 'asymrec_requests_total{method="POST",route="/v1/recommend",status="200"} 2.0' in text
+    for line in ('asymrec_user_cache_total{result="hit"} 1.0', "asymrec_catalogue_items 120.0", "asymrec_queue_length 0.0"):
+        assert line in text, line
+    assert "/v1/items/{item:path}" not in text and 'asymrec_request_seconds_count{route="/v1/recommend"} 2.0' in text

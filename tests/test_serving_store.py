@@ -1,0 +1,116 @@
+"""The store: SQLite, and a real PostgreSQL that the tests start, with two servers on it."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import sqlalchemy as sa
+from serving import client, make_run, postgres, vector
+
+from asymrec.errors import RunError
+from asymrec.serving.catalogue import surviving
+from asymrec.serving.store import Change, Event, Store
+from asymrec.serving.tables import metadata
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    with postgres(tmp_path_factory.mktemp("postgres")) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path):
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/store.sqlite"
+    found = request.getfixturevalue("database")
+    if found is None:
+        pytest.skip("no PostgreSQL server program on this machine (initdb, pg_ctl)")
+    engine = sa.create_engine(sa.make_url(found).set(drivername="postgresql+psycopg"))
+    with engine.begin() as connection:
+        connection.execute(sa.text("DROP SCHEMA public CASCADE"))
+        connection.execute(sa.text("CREATE SCHEMA public"))
+    engine.dispose()
+    return found
+
+
+def test_migrations_make_the_tables(url):
+    Store(url).close()
+    store = Store(url)  # again: nothing to do
+    found = sa.inspect(store.engine)
+    for name, table in metadata.tables.items():
+        assert {column["name"] for column in found.get_columns(name)} == set(table.columns.keys())
+    assert found.get_indexes("events")
+    store.close()
+
+
+def test_events_and_keys(url):
+    store = Store(url)
+    assert store.add_events([Event("a", "1", 5), Event("a", "2", 4), Event("b", "3", 1, "x"), Event("b", "3", 1, "x")]) == 3
+    assert store.add_events([Event("b", "3", 1, "x")]) == 0
+    assert store.events_of(["a"]) == {"a": [("2", 4), ("1", 5)]}
+    assert store.events_of(["b", "a", "c", "a"]) == {"b": [("3", 1)], "a": [("2", 4), ("1", 5)], "c": []}
+    assert store.forget("a") == 2 and store.count_events() == 1
+    store.add_events([Event("many", str(number), number) for number in range(1200)])
+    assert len(store.events_of(["many"])["many"]) == len(store.events_of(["many", "b"])["many"]) == 1000
+    store.add_key("abc", "ann", "read", "digest")
+    assert store.find_key("abc") == ("ann", "read", "digest") and store.find_key("x") is None
+    assert [one["key"] for one in store.list_keys()] == ["abc"] and store.remove_key("abc") and not store.remove_key("abc")
+    store.close()
+
+
+def test_a_writer_who_fails_leaves_nothing(url):
+    store = Store(url)
+    with pytest.raises(ZeroDivisionError), store.writing() as writing:
+        writing.add("run", [Change("retire", "1")])
+        raise ZeroDivisionError
+    assert store.version() == 0 and store.changes("run") == []
+    with store.writing() as writing:
+        writing.add("run", [Change("retire", "1")])
+    assert [change.version for change in store.changes("run")] == [1]
+    store.close()
+
+
+def test_one_server_has_a_file(tmp_path):
+    first = Store(f"sqlite:///{tmp_path}/store.sqlite")
+    with pytest.raises(RunError, match="another server has the store"):
+        Store(f"sqlite:///{tmp_path}/store.sqlite")
+    Store(f"sqlite:///{tmp_path}/store.sqlite", serves=False).close()
+    first.close()
+    Store(f"sqlite:///{tmp_path}/store.sqlite").close()
+    (tmp_path / "bad.sqlite").write_bytes(b"not a database" * 100)
+    with pytest.raises(RunError, match="cannot open the store"):
+        Store(f"sqlite:///{tmp_path}/bad.sqlite")
+
+
+def test_what_survives_rollbacks():
+    def change(version, kind="put", **more):
+        return Change(kind, version=version, **more)
+
+    one, two, back, four, again = change(1), change(2), change(3, "rollback", target=1), change(4), change(5, "rollback", target=2)
+    assert surviving([one, two, back]) == [one]
+    assert surviving([one, two, back, four]) == [one, four]
+    assert surviving([one, two, back, four, again]) == [one, two]
+    assert surviving([one, two, back, four, again, change(6, "rollback", target=4)]) == [one, four]
+
+
+def test_several_servers_share_a_database(url, tmp_path, tmp_path_factory):
+    if not url.startswith("postgresql"):
+        pytest.skip("an SQLite file has one server")
+    run = make_run(tmp_path)
+    with client(run, url) as first, client(run, url) as second:
+        assert first.put("/v1/items/900", json={"vector": vector(10.5)}).json() == {"version": 1}
+        assert second.put("/v1/items/901", json={"vector": vector(10.6)}).json() == {"version": 2}  # took over what the first wrote
+        until = time.monotonic() + 5
+        while first.get("/v1/items/901").status_code != 200:
+            assert time.monotonic() < until
+        codes = [[one.get(f"/v1/items/{item}").json()["codes"] for item in (900, 901)] for one in (first, second)]
+        assert codes[0] == codes[1] and codes[0][0] != codes[0][1]
+        assert first.post("/v1/events", json={"events": [{"user": "u", "item": 901}]}).status_code == 201
+        asked = {"user": "u", "k": 5}
+        assert second.post("/v1/recommend", json=asked).json() == first.post("/v1/recommend", json=asked).json()
+        assert second.post("/v1/catalogue/rollback", json={"version": 0}).status_code == 200
+        while first.get("/v1/items/901").status_code != 404:
+            assert time.monotonic() < until
+        assert first.get("/v1/catalogue").json()["items"] == 120
