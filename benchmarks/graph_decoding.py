@@ -58,7 +58,7 @@ def main() -> None:
     known = np.flatnonzero(validation.histories.lengths)
     validation = validation.take(known[np.unique(np.linspace(0, len(known) - 1, arguments.users).astype(int))])
     histories, targets, users = validation.histories, validation.targets, len(validation.users)
-    tables = model.log_probabilities(histories)
+    tables = model.tables(histories)
     index = CodeIndex(model.catalogue()[1], model.quantizer.codebook_sizes)
 
     def quality(rows: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from copy import copy
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +12,9 @@ from asymrec import EASE, AsymRec, Counts, Dataset, ItemKNN, Popularity, Recomme
 from asymrec.data import Sequences
 from asymrec.errors import ConfigError, DataError, RunError, UnknownIdError, VectorError
 from asymrec.evaluation import evaluate
-from asymrec.models import HSTU, RPG, Fusion, SASRec, SASRecContent, Tiger
+from asymrec.models import HSTU, RPG, Fusion, SASRec, SASRecContent, Tiger, coded
 from asymrec.models.trained import cut
+from asymrec.retrieval.index import CodeIndex
 
 SMALL = {
     "width": 16, "ffn": 32, "heads": 2, "layers": 1, "facets": 4, "levels": 2, "codewords": 16, "quantizer_epochs": 1,
@@ -78,6 +80,26 @@ def fitted(dataset):
         return cache[name]
 
     return get
+
+
+@pytest.mark.parametrize("name", ["asymrec", "asymrec-heads", "asymrec-codes", "asymrec-linear", "asymrec-sampled", "rpg"])
+def test_a_large_catalogue_is_searched_by_codes_with_the_same_lists(name, fitted, monkeypatch):
+    model, known = fitted(name), [history for history in HISTORIES if history]
+    asked = [{}, {"only": [f"i{i}" for i in range(0, 60, 3)]}, {"exclude": ["i4", "i8"]}, {"exclude_seen": False}]
+    expected = [model.recommend(known, k=12, **options) for options in asked]
+    model = copy(model)
+    monkeypatch.setattr(coded, "SEARCHED", 1)
+    searched = []
+    monkeypatch.setattr(CodeIndex, "search", lambda self, *a, search=CodeIndex.search, **o: searched.append(1) or search(self, *a, **o))
+    for (ids, scores), options in zip(expected, asked):
+        found, values = model.recommend(known, k=12, **options)
+        for own, other in zip(scores, values):
+            np.testing.assert_allclose(other, own, rtol=1e-4, atol=1e-4)
+        for own, other, line in zip(ids, found, scores):  # equal but for what rounding may exchange
+            assert all(a == b or abs(line[at] - line[max(0, at - 1)]) < 1e-4 or abs(line[at] - line[min(at + 1, len(line) - 1)]) < 1e-4
+                       for at, (a, b) in enumerate(zip(own, other)))  # fmt: skip
+    assert len(searched) == len(asked) - (model.network.repeat is not None)
+    assert model.recommend([[]], k=3)[0] == fitted(name).recommend([[]], k=3)[0]
 
 
 HISTORIES = [["i1", "i2", "i3"], ["i40"], [], ["i7", "i7", "i9", "i50", "i3", "i2"]]

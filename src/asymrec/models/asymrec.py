@@ -30,7 +30,8 @@ from asymrec.config import Recipe
 from asymrec.data import Sequences
 from asymrec.data.batches import pack
 from asymrec.errors import ConfigError
-from asymrec.models.catalogue import CatalogueModel, CatalogueNetwork, inputs_and_targets
+from asymrec.models.catalogue import CatalogueNetwork, inputs_and_targets
+from asymrec.models.coded import CodedModel
 from asymrec.models.growing import twin
 from asymrec.nn.decoder import Decoder
 from asymrec.nn.heads import CatalogueHead, FacetHeads, VectorHead, unit
@@ -96,7 +97,7 @@ class Network(CatalogueNetwork):
         return network
 
 
-class AsymRec(CatalogueModel):
+class AsymRec(CodedModel):
     """Settings as in `asymrec.config`, by name: `AsymRec(width=256, facets=16, epochs=40, seed=1)`."""
 
     name = "asymrec"
@@ -132,8 +133,27 @@ class AsymRec(CatalogueModel):
     def _known_scores(self, histories: Sequences) -> np.ndarray:
         if self._compares_items():
             return super()._known_scores(histories)
-        tables = self.network.head.log_probabilities(self._last_states(histories))
-        return self._with_repeat(score_codes(tables.cpu(), self._prepared["codes"]), histories)
+        return self._with_repeat(score_codes(self.tables(histories).cpu(), self._prepared["codes"]), histories)
+
+    def tables(self, histories: Sequences) -> Tensor:
+        states, head = self._last_states(histories), self.network.head
+        if isinstance(head, FacetHeads):
+            return head.log_probabilities(states)
+        with torch.autocast(states.device.type, enabled=False):
+            return torch.einsum("nd,hkd->nhk", head.query(states), head.embedding) * len(head.embedding)
+
+    def own(self) -> np.ndarray | None:
+        head = self.network.head
+        if isinstance(head, FacetHeads):
+            return None
+        codes = self._prepared["codes"].to(self.device)
+        with torch.inference_mode():
+            sums = CodeSum(codes, head.embedding.shape[1])
+            length = sums(head.embedding).norm(dim=-1).clamp_min(1e-12) if head.temperature else torch.ones(len(codes), device=self.device)
+            return torch.stack((1 / length, sums(head.bias).squeeze(-1)), 1).cpu().numpy()
+
+    def searches(self) -> bool:
+        return isinstance(self.network.head, FacetHeads | CatalogueHead)
 
     def _compares_items(self) -> bool:
         return not isinstance(self.network.head, FacetHeads)

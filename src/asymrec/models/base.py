@@ -174,19 +174,29 @@ class Recommender:
             barred[[] if exclude is None else self.dataset.item_rows(exclude)] = True
         ids: list[list[Any]] = []
         scores: list[list[float]] = []
-        step = max(1, SCORES_AT_ONCE // self.dataset.n_items)
-        for start in range(0, len(rows), step):
-            part = rows.take(np.arange(start, min(start + step, len(rows))))
+        for best, value in zip(*self.best(rows, min(k, self.dataset.n_items), barred, exclude_seen)):
+            found = best >= 0
+            ids.append([self.dataset.item_ids[row].as_py() for row in best[found].tolist()])
+            scores.append(value[found].tolist())
+        return ids, scores
+
+    def best(self, histories: Sequences, k: int, barred: np.ndarray | None, exclude_seen: bool) -> tuple[np.ndarray, np.ndarray]:
+        """The k best items of each history: rows int32 [n, k] (-1 where fewer are allowed), scores float32 [n, k], best first.
+
+        barred: bool [n_items], items that nobody may get.
+        """
+        step, found = max(1, SCORES_AT_ONCE // self.dataset.n_items), []
+        for start in range(0, len(histories), step):
+            part = histories.take(np.arange(start, min(start + step, len(histories))))
             values = np.array(self.scores(part), dtype=np.float32)
             if barred is not None:
                 values[:, barred] = -np.inf
             if exclude_seen:
                 values[np.repeat(np.arange(len(part)), part.lengths), part.items] = -np.inf
-            for best, value in zip(*top_k(values, min(k, self.dataset.n_items))):
-                found = best >= 0
-                ids.append([self.dataset.item_ids[row].as_py() for row in best[found].tolist()])
-                scores.append(value[found].tolist())
-        return ids, scores
+            found.append(top_k(values, k))
+        if not found:
+            return np.empty((0, k), np.int32), np.empty((0, k), np.float32)
+        return tuple(np.concatenate(parts) for parts in zip(*found))
 
     def score(self, histories: Sequence[Sequence[Any]], items: Sequence[Any], times: Sequence[Sequence[int]] | None = None) -> np.ndarray:
         """Scores of the given items for each history: float32 [len(histories), len(items)]. `times` and errors as in `recommend`."""

@@ -27,7 +27,8 @@ from asymrec.config import Recipe
 from asymrec.data import Examples, Sequences, Split
 from asymrec.data.batches import pack
 from asymrec.errors import ConfigError
-from asymrec.models.catalogue import CatalogueModel, CatalogueNetwork, inputs_and_targets
+from asymrec.models.catalogue import CatalogueNetwork, inputs_and_targets
+from asymrec.models.coded import CodedModel
 from asymrec.models.repeat import seen_weight
 from asymrec.nn.decoder import Decoder
 from asymrec.nn.losses import CodeSum
@@ -61,7 +62,7 @@ class Network(CatalogueNetwork):
         return self.norm(self.sum(self.embedding, items) / len(self.embedding))
 
 
-class RPG(CatalogueModel):
+class RPG(CodedModel):
     """Settings as in `asymrec.config`, by name: `RPG(opq_codes=16, width=448, epochs=60, seed=1)`."""
 
     name = "rpg"
@@ -116,18 +117,20 @@ class RPG(CatalogueModel):
         index = CodeIndex(self._prepared["codes"], self.quantizer.codebook_sizes)
         return CodeGraph.build(index, words @ words.transpose(1, 2), neighbours)
 
-    def log_probabilities(self, histories: Sequences) -> Tensor:
-        """Of every codeword of the next item: histories, none of them empty -> float32 [n, H, K]."""
+    def tables(self, histories: Sequences) -> Tensor:
         with torch.inference_mode():
             return self.network.head.log_probabilities(self._last_states(histories), self.network.embedding).cpu()
 
     def _known_scores(self, histories: Sequences) -> np.ndarray:
-        tables, decoding = self.log_probabilities(histories), self.recipe.decoding
+        tables, decoding = self.tables(histories), self.recipe.decoding
         if self._graph is None:
             scores = score_codes(tables, self._prepared["codes"])
         else:
             scores = self._graph.scores(tables, decoding.graph_beam, decoding.graph_steps, self.recipe.training.seed)
         return self._with_repeat(scores, histories)
+
+    def searches(self) -> bool:
+        return self._graph is None
 
     def _compares_items(self) -> bool:
         return False

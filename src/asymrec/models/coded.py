@@ -1,0 +1,61 @@
+"""What models share that score an item by its codes: in a large catalogue the best items are searched by codes (`retrieval/index.py`).
+
+Scores are those of `scores` but for the order in which float32 sums: a model that compares states with one vector an item, the sum of
+its code vectors brought to length 1, gives the index each item's 1 / length and bias.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asymrec.data import Sequences
+from asymrec.models.catalogue import CatalogueModel
+from asymrec.retrieval.filters import Bitmap
+from asymrec.retrieval.index import CodeIndex
+
+SEARCHED = 50_000  # items from which a search beats scoring them all; at 100,000 it takes a tenth of a product's time
+AT_ONCE = 256  # histories whose tables exist at one time
+
+
+class CodedModel(CatalogueModel):
+    """A model writes `tables`, and `own` where its items have a factor and a summand of their own."""
+
+    _index: CodeIndex | None = None
+
+    def tables(self, histories: Sequences) -> Tensor:
+        """Of every codeword of the next item, float32 [n, H, K]: an item scores the mean over its codes. No history is empty."""
+        raise NotImplementedError
+
+    def own(self) -> np.ndarray | None:
+        """float32 [n_items, 2]: what the mean is multiplied by, and what is added; None where nothing is."""
+        return None
+
+    def searches(self) -> bool:
+        """Whether the items' order is that of codes at all."""
+        return True
+
+    def best(self, histories: Sequences, k: int, barred: np.ndarray | None, exclude_seen: bool) -> tuple[np.ndarray, np.ndarray]:
+        again = self.network.repeat is not None and not exclude_seen  # items of a history have another score than their codes say
+        if len(self._popularity) < SEARCHED or not self.searches() or again or not histories.lengths.all():
+            return super().best(histories, k, barred, exclude_seen)
+        if self._index is None:
+            self._index = CodeIndex(self._prepared["codes"], self.quantizer.codebook_sizes, self.own())
+        deny = None if barred is None else Bitmap(barred)
+        found = []
+        for start in range(0, len(histories), AT_ONCE):
+            part = histories.take(np.arange(start, min(start + AT_ONCE, len(histories))))
+            with torch.inference_mode():
+                tables = self.tables(part)
+            found.append(self._index.search(tables, k, exclude=part if exclude_seen else None, deny=deny))
+        return tuple(np.concatenate(parts) for parts in zip(*found))
+
+    def _freeze(self) -> None:
+        self._index = None
+        super()._freeze()
+
+    def extended(self, vectors: np.ndarray, codes: np.ndarray | None) -> CodedModel:
+        model = super().extended(vectors, codes)
+        model._index = None
+        return model
