@@ -209,7 +209,7 @@ def verdicts(rows: list[dict]) -> list[dict]:
 
 
 def plot(rows: list[dict], folder: Path) -> None:
-    """Time against catalogue size, a picture for each batch."""
+    """Time against catalogue size, a picture for each batch, and against batch at the size nearest to a million."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -217,24 +217,31 @@ def plot(rows: list[dict], folder: Path) -> None:
     from matplotlib import pyplot
 
     threads = min(row["threads"] for row in rows)
-    for batch in sorted({row["batch"] for row in rows}):
+    rows = [row for row in rows if row["threads"] == threads]
+
+    def draw(mine: list[dict], over: str, name: str, title: str) -> None:
         figure, axes = pyplot.subplots(figsize=(7, 4.5))
-        mine = [row for row in rows if row["batch"] == batch and row["threads"] == threads]
         for method in dict.fromkeys(row["method"] for row in mine):
-            points = sorted({row["items"]: row["p50"] for row in mine if row["method"] == method}.items())
+            points = sorted({row[over]: row["p50"] for row in mine if row["method"] == method}.items())
             axes.loglog(*zip(*points), marker="o", label=method)
-        axes.set(xlabel="items", ylabel="ms a query (p50)", title=f"top 100, {batch} at once, {threads} thread")
+        axes.set(xlabel={"items": "items", "batch": "queries at once"}[over], ylabel="ms a query (p50)", title=title)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, loc="upper left")
+        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
         folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(folder / f"retrieval_{batch}.svg", bbox_inches="tight", metadata={"Date": None})
+        figure.savefig(folder / f"retrieval_{name}.svg", bbox_inches="tight", metadata={"Date": None})
+
+    for batch in sorted({row["batch"] for row in rows}):
+        mine = [row for row in rows if row["batch"] == batch]
+        draw(mine, "items", str(batch), f"{batch} at once, {threads} thread")
+    size = min({row["items"] for row in rows}, key=lambda items: abs(items - 10**6))
+    draw([row for row in rows if row["items"] == size], "batch", "batch", f"{size:,} items, {threads} thread")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, help="a finished asymrec: its codes, embeddings and users")
     parser.add_argument("--sizes", type=int, nargs="+", default=[10**4, 10**5, 10**6, 10**7])
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 64])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--k", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=2.0, help="for each method, size, batch and number of threads")
