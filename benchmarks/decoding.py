@@ -22,15 +22,15 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from sides import run_side
 
 BEAM, K, BATCH = 50, 10, 64
 SINGLE = 8  # users who are searched for one by one
@@ -225,15 +225,6 @@ def trie(items: int) -> dict[str, Any]:
 
 
 # All, turn by turn
-
-
-def run_side(label: str, interpreter: str, script: str, *arguments: str) -> dict[str, Any]:
-    """One turn in a process of its own, on one thread; its last line of output is what it found."""
-    one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
-    done = subprocess.run([interpreter, "-W", "ignore", script, *arguments], env=os.environ | one, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{label} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def export(run: Path, folder: Path, users: int) -> dict[str, Any]:

@@ -21,9 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +30,8 @@ from contextlib import suppress
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
+
+from sides import run_side
 
 SHARES = {"recbole": 0.05, "t5": 0.02, "sasrec": 1.0, "tiger": 0.05}  # of an epoch's steps, at least 3
 TARGETS = {"sasrec": 50.0, "tiger": 5.0}
@@ -183,13 +183,8 @@ def ours(name: str, data: Path, share: float, precision: str) -> dict[str, Any]:
 
 
 def turn(side: str, interpreter: str, *arguments: str) -> dict[str, Any]:
-    """One turn in a process of its own, on one thread; its last line of output is what it found."""
-    one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
-    command = [interpreter, "-W", "ignore", __file__, "--side", side, *arguments]
-    done = subprocess.run(command, env=os.environ | one, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{side} failed:\n{done.stderr[-2000:]}")
-    found = json.loads(done.stdout.splitlines()[-1])
+    """One turn of a side, told of on its end."""
+    found = run_side(side, interpreter, __file__, "--side", side, *arguments)
     precision, seconds, steps = found.get("precision", "float32"), found["cpu_seconds"], found["timed"]
     print(f"{side:8} {precision:8} {seconds:8.1f} CPU s an epoch, from {steps} steps", flush=True)
     return found

@@ -25,7 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from decoding import K, cornac_tiger, run_side
+from decoding import K, cornac_tiger
+from sides import run_side
 
 TARGET = 20.0
 CLOCKS = ("cpu_ms", "wall_ms")

@@ -25,7 +25,7 @@ from asymrec.errors import ConfigError
 from asymrec.models.growing import Growing, twin
 from asymrec.models.trained import Trained
 from asymrec.nn import exported
-from asymrec.nn.decoder import Decoder
+from asymrec.nn.decoder import Decoder, runs_of
 from asymrec.nn.exported import Session, Step
 from asymrec.nn.losses import Candidates, Pairs, catalogue_cross_entropy, sample_candidates
 
@@ -137,9 +137,8 @@ class CatalogueModel(Trained):
         """float32 [n, width]: the state after each history, none of them empty."""
         order = np.argsort(np.minimum(histories.lengths, self.history), kind="stable")
         read = histories.last(self.history).take(order)
-        lengths, counts = np.unique(read.lengths, return_counts=True)
         items = F.embedding(torch.from_numpy(read.items).to(self.device), self._inputs)
-        states = self.network.decoder.last(items, list(zip(counts.tolist(), lengths.tolist()))).float()
+        states = self.network.decoder.last(items, runs_of(read.lengths)).float()
         return states[torch.from_numpy(np.argsort(order)).to(self.device)]
 
     def _with_repeat(self, scores: np.ndarray, histories: Sequences) -> np.ndarray:

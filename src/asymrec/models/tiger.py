@@ -33,9 +33,10 @@ from asymrec.data.batches import epoch_batches
 from asymrec.device import choose_precision
 from asymrec.errors import ConfigError
 from asymrec.models.trained import Trained
+from asymrec.nn.decoder import Runs, runs_of
 from asymrec.nn.heads import scaled, unit
 from asymrec.nn.losses import heads_cross_entropy
-from asymrec.nn.t5 import Runs, Stack, padded
+from asymrec.nn.t5 import Stack, padded
 from asymrec.nn.writer import Writer
 from asymrec.quantize.rqvae import RQVAE
 from asymrec.retrieval.beam import beam_search
@@ -76,8 +77,7 @@ class Network(nn.Module):
     def histories(self, histories: Sequences) -> tuple[Tensor, Runs]:
         """Histories, none empty, by ascending length -> codes of their items int64 [items, H], and how many tokens each has."""
         items = torch.from_numpy(histories.items.astype(np.int64)).to(self.start.device)
-        lengths, counts = np.unique(histories.lengths, return_counts=True)
-        return self.codes[items], [(count, length * self.codes.shape[1]) for length, count in zip(lengths.tolist(), counts.tolist())]
+        return self.codes[items], runs_of(histories.lengths, self.codes.shape[1])
 
     def encode(self, histories: Sequences) -> tuple[Tensor, Tensor]:
         """Histories, none empty, by ascending length -> what the decoder reads of them, see `padded`."""

@@ -19,6 +19,12 @@ from asymrec.nn.fused import dropout
 Runs = list[tuple[int, int]]  # sequences by ascending length: (how many, places in each)
 
 
+def runs_of(lengths: np.ndarray, places: int = 1) -> Runs:
+    """Of sequences by ascending length, int [n], each item of which takes so many places."""
+    lengths, counts = np.unique(lengths, return_counts=True)
+    return list(zip(counts.tolist(), (lengths * places).tolist()))
+
+
 def causal_mask(segment: Tensor) -> Tensor:
     """segment int [R, W] (-1: empty place) -> bool [R, 1, W, W], True where query (third) may see key (fourth).
 

@@ -22,12 +22,18 @@ EPSILON = 1e-6  # of the normalisation, as in T5
 BLOCKS = 64  # parts in which a gradient is summed over rows: a fixed number, so that the sum does not depend on the threads
 
 
+def in_kernels(device: torch.device, precision: torch.dtype) -> bool:
+    """Whether compiled loops over bfloat16 take the place of torch's operations."""
+    return device.type == "cpu" and precision == torch.bfloat16
+
+
 def _compiled(device: torch.device, precision: torch.dtype) -> bool:
-    return device.type == "cpu" and precision == torch.bfloat16 and torch.is_grad_enabled()
+    return in_kernels(device, precision) and torch.is_grad_enabled()
 
 
-def _bits(x: Tensor) -> np.ndarray:
-    return x.detach().view(torch.uint16).numpy()
+def bits(x: Tensor) -> np.ndarray:
+    """The memory of a bfloat16 (float32) tensor as uint16 (uint32): numpy has no bfloat16."""
+    return x.detach().view(torch.uint16 if x.dtype == torch.bfloat16 else torch.uint32).numpy()
 
 
 def _drawn(p: float) -> tuple[np.uint32, np.uint32]:
@@ -59,7 +65,7 @@ def _dropped(x: Tensor, *how: np.generic) -> Tensor:
 
     x = x.detach().contiguous()
     out = torch.empty_like(x)
-    lines = (_bits(part) if x.dtype == torch.bfloat16 else part.numpy() for part in (x.flatten(0, -2), out.flatten(0, -2)))
+    lines = (bits(part) if x.dtype == torch.bfloat16 else part.numpy() for part in (x.flatten(0, -2), out.flatten(0, -2)))
     by_rows(dropout, x.numel() // x.shape[-1], *lines, *how)
     return out
 
@@ -77,7 +83,7 @@ class _MaskedRelu(torch.autograd.Function):
         from asymrec.nn.fused_kernels import relu
 
         ctx.mark_dirty(u)
-        by_rows(relu, len(u), _bits(u), *_drawn(p))
+        by_rows(relu, len(u), bits(u), *_drawn(p))
         ctx.save_for_backward(u)
         return u
 
@@ -87,7 +93,7 @@ class _MaskedRelu(torch.autograd.Function):
 
         (u,) = ctx.saved_tensors
         upstream = upstream.contiguous()
-        by_rows(relu_gradient, len(u), _bits(upstream), _bits(u))
+        by_rows(relu_gradient, len(u), bits(upstream), bits(u))
         return upstream, None
 
 
@@ -107,7 +113,7 @@ def _softmax(scores: Tensor, bias: Tensor, p: float) -> Tensor:
     from asymrec.nn.fused_kernels import softmax
 
     kept = torch.empty_like(scores)
-    by_rows(softmax, len(scores), _bits(scores), bias.detach().numpy(), _bits(kept), *_drawn(p))
+    by_rows(softmax, len(scores), bits(scores), bias.detach().numpy(), bits(kept), *_drawn(p))
     return kept
 
 
@@ -116,7 +122,7 @@ def _softmax_gradient(upstream: Tensor, shares: Tensor, kept: Tensor) -> Tensor:
     from asymrec.nn.fused_kernels import softmax_gradient
 
     by_bias = torch.zeros(min(len(shares), BLOCKS), *shares.shape[1:])
-    by_rows(softmax_gradient, len(by_bias), _bits(upstream), _bits(shares), _bits(kept), by_bias.numpy())
+    by_rows(softmax_gradient, len(by_bias), bits(upstream), bits(shares), bits(kept), by_bias.numpy())
     return by_bias.sum(0)
 
 
@@ -206,7 +212,7 @@ class _AddNorm(torch.autograd.Function):
         normed, inverse = torch.empty_like(y), total.new_empty(len(y))
         ctx.dropout = (*_drawn(p), np.float32(1 / (1 - p)))
         ctx.begins = x is None
-        arrays = total.numpy(), _bits(y.contiguous()), weight.detach().numpy(), _bits(normed), inverse.numpy()
+        arrays = total.numpy(), bits(y.contiguous()), weight.detach().numpy(), bits(normed), inverse.numpy()
         by_rows(add_norm, len(total), *arrays, np.float32(EPSILON), *ctx.dropout)
         ctx.save_for_backward(total, weight, inverse)
         return total, normed
@@ -218,6 +224,6 @@ class _AddNorm(torch.autograd.Function):
         total, weight, inverse = ctx.saved_tensors
         by_normed = by_normed.contiguous()
         by_x, by_y, by_weight = by_total.clone(), torch.empty_like(by_normed), torch.zeros(BLOCKS, len(weight))
-        arrays = total.numpy(), weight.detach().numpy(), inverse.numpy(), _bits(by_normed), by_x.numpy(), _bits(by_y), by_weight.numpy()
+        arrays = total.numpy(), weight.detach().numpy(), inverse.numpy(), bits(by_normed), by_x.numpy(), bits(by_y), by_weight.numpy()
         by_rows(add_norm_gradient, BLOCKS, *arrays, *ctx.dropout)
         return None if ctx.begins else by_x, by_y, by_weight.sum(0), None

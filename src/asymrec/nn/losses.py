@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from asymrec.nn.fused import bits, in_kernels
 from asymrec.threads import by_rows
 
 CHUNK = 1 << 22  # logits at a time: 16 MiB in float32, about what stays in a processor's last-level cache
@@ -64,32 +65,32 @@ def _gradient_compiled(
     loss, d_repeat = np.empty(n, np.float32), np.empty(n, np.float32)
     by = np.float32(0 if repeat is None else repeat.detach().item())
     added = np.zeros(logits.shape[1], np.float32) if bias is None else bias.detach().float().numpy()
-    by_rows(softmax_gradient, n, logits.view(torch.uint16).numpy(), added, targets.numpy(), shift, starts, columns, by, loss, d_repeat)
+    by_rows(softmax_gradient, n, bits(logits), added, targets.numpy(), shift, starts, columns, by, loss, d_repeat)
     return torch.tensor(loss.sum()), logits, torch.tensor(d_repeat.sum())
 
 
 def gradient_for(device: torch.device, precision: torch.dtype):
-    return _gradient_compiled if precision == torch.bfloat16 and device.type == "cpu" else _gradient
+    return _gradient_compiled if in_kernels(device, precision) else _gradient
 
 
 def _add(total: Tensor, part: Tensor) -> None:
     """total += part; bfloat16 without a float32 copy first, whose memory would be fresh each time."""
-    if part.dtype != torch.bfloat16 or part.device.type != "cpu":
+    if not in_kernels(part.device, part.dtype):
         total += part
         return
     from asymrec.nn.kernels import add_rounded
 
-    by_rows(add_rounded, len(part), total.numpy(), part.view(torch.uint16).numpy())
+    by_rows(add_rounded, len(part), total.numpy(), bits(part))
 
 
 def _add_columns(total: Tensor, part: Tensor) -> None:
     """total += part.sum(0), in the same way."""
-    if part.dtype != torch.bfloat16 or part.device.type != "cpu":
+    if not in_kernels(part.device, part.dtype):
         total += part.sum(0, dtype=torch.float32)
         return
     from asymrec.nn.kernels import add_columns
 
-    by_rows(add_columns, part.shape[1], total.numpy(), part.view(torch.uint16).numpy())
+    by_rows(add_columns, part.shape[1], total.numpy(), bits(part))
 
 
 class _CatalogueCrossEntropy(torch.autograd.Function):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from asymrec.nn.fused import bits, in_kernels
 from asymrec.nn.losses import gradient_for
 from asymrec.threads import by_rows
 
@@ -58,7 +59,7 @@ class _ResidualCrossEntropy(torch.autograd.Function):
         n = len(states)
         chunk = max(1, CHUNK // (n * max(size, width)))
         softmax = gradient_for(states.device, precision)
-        block = _CompiledBlock if precision == torch.bfloat16 and states.device.type == "cpu" else _Block
+        block = _CompiledBlock if in_kernels(states.device, precision) else _Block
         low_states, ones = states.to(precision), states.new_ones(1, n, dtype=precision)
         loss = states.new_zeros(())
         d_states = torch.zeros_like(states)
@@ -118,15 +119,11 @@ class _CompiledBlock:
 
         self.inner, self.query = inner, torch.empty_like(inner)
         self.unit, self.scale = np.empty(inner.shape, np.float32), np.empty(inner.shape[:2], np.float32)
-        arrays = x.numpy(), _bits(inner), bias.numpy(), np.float32(temperature), _bits(self.query), self.unit, self.scale
+        arrays = x.numpy(), bits(inner), bias.numpy(), np.float32(temperature), bits(self.query), self.unit, self.scale
         by_rows(kernels.residual_forward, len(x), *arrays)
 
     def back(self, d_query: Tensor, d_x: Tensor) -> Tensor:
         from asymrec.nn import kernels
 
-        by_rows(kernels.residual_backward, len(d_x), _bits(d_query), self.unit, self.scale, _bits(self.inner), d_x.numpy())
+        by_rows(kernels.residual_backward, len(d_x), bits(d_query), self.unit, self.scale, bits(self.inner), d_x.numpy())
         return self.inner
-
-
-def _bits(x: Tensor) -> np.ndarray:
-    return x.view(torch.uint16).numpy()

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from asymrec.nn.decoder import Runs
 from asymrec.nn.fused import add_norm, masked_relu, masked_softmax, self_attention
 
 BUCKETS, MAX_DISTANCE = 32, 128
-Runs = list[tuple[int, int]]  # sequences by ascending length: (how many, tokens in each)
 
 
 def relative_buckets(queries: int, keys: int, both_ways: bool) -> Tensor:

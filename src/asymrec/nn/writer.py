@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from asymrec.nn.fused import EPSILON, self_attention
-from asymrec.nn.t5 import Runs, Stack
+from asymrec.nn.decoder import Runs
+from asymrec.nn.fused import EPSILON, bits, self_attention
+from asymrec.nn.t5 import Stack
 
 
 class Layer:
@@ -134,7 +135,7 @@ def _add_norm(x: Tensor, y: Tensor) -> Tensor:
     from asymrec.nn.writer_kernels import add_norm
 
     out = torch.empty_like(y)
-    add_norm(x.numpy(), _bits(y), _bits(out), np.float32(EPSILON), _shift(y))
+    add_norm(x.numpy(), bits(y), bits(out), np.float32(EPSILON), _shift(y))
     return out
 
 
@@ -149,16 +150,12 @@ def _attend(qkv: Tensor, first: int, lines: np.ndarray, bias: Tensor) -> Tensor:
     from asymrec.nn.writer_kernels import attend
 
     out = qkv.new_empty(m, qkv.shape[1] // 3)
-    attend(_bits(qkv), first, lines, bias.numpy(), _bits(out), _shift(qkv))
+    attend(bits(qkv), first, lines, bias.numpy(), bits(out), _shift(qkv))
     return out
 
 
 def _compiled(x: Tensor) -> bool:
     return x.device.type == "cpu"
-
-
-def _bits(x: Tensor) -> np.ndarray:
-    return x.view(torch.uint32 if x.dtype == torch.float32 else torch.uint16).numpy()
 
 
 def _shift(x: Tensor) -> np.uint32:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import rankdata
 
 from asymrec.errors import EvaluationError
 
@@ -23,7 +24,7 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
     positives = float(labels.sum())
     if positives in (0.0, len(labels)):
         return float("nan")
-    return float((_ranks(scores)[labels].sum() - positives * (positives + 1) / 2) / (positives * (len(labels) - positives)))
+    return float((rankdata(scores)[labels].sum() - positives * (positives + 1) / 2) / (positives * (len(labels) - positives)))
 
 
 def user_aucs(labels: np.ndarray, scores: np.ndarray, users: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -118,14 +119,6 @@ class _Weighted:
         below = np.cumsum(negative) - negative / 2
         total = positive.sum() * negative.sum()
         return float((positive * below).sum() / total) if total else float("nan")
-
-
-def _ranks(scores: np.ndarray) -> np.ndarray:
-    """From 1, equal scores share the mean of their ranks."""
-    order = np.argsort(scores, kind="stable")
-    ranks = np.empty(len(scores))
-    ranks[order] = _run_means(np.r_[True, np.diff(scores[order]) != 0])
-    return ranks
 
 
 def _run_means(begins: np.ndarray) -> np.ndarray:

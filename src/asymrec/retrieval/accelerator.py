@@ -29,8 +29,9 @@ def search_codes(
     barred = Barred.of(exclude, b, n)
     may = torch.from_numpy(allowed.mask()).to(device)
     columns, tables = codes.T.long(), tables.float() / heads
-    for start in range(0, b, max(1, AT_ONCE // max(1, n))):
-        part = tables[start : start + max(1, AT_ONCE // max(1, n))]
+    step = max(1, AT_ONCE // max(1, n))
+    for start in range(0, b, step):
+        part = tables[start : start + step]
         line = torch.zeros(len(part), n, device=device)
         for head in range(heads):
             line += part[:, head][:, columns[head]]

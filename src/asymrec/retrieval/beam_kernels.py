@@ -9,11 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from asymrec.compiled import compiled
-
-
-@compiled
-def _worse(score, node, other_score, other_node):  # pragma: no cover - compiled
-    return score < other_score or (score == other_score and node > other_node)
+from asymrec.retrieval.kernels import _worse
 
 
 @compiled

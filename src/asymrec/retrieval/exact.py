@@ -143,13 +143,11 @@ class Best:
         self.rows = np.full((b, k), -1, np.int32)
         self.barred = barred
 
-    def offer(self, scores: np.ndarray, rows: np.ndarray, query: int = 0) -> None:
-        """scores [i, q] of the rows [i], for the queries from `query` on."""
+    def offer(self, scores: np.ndarray, rows: np.ndarray) -> None:
+        """scores [i, b] of the rows [i]."""
         from asymrec.retrieval import kernels
 
-        span = slice(query, query + scores.shape[1])
-        barred = self.barred.of_queries(span)
-        if not kernels.keep(scores, rows, self.scores[span], self.rows[span], barred.offsets, barred.rows):
+        if not kernels.keep(scores, rows, self.scores, self.rows, self.barred.offsets, self.barred.rows):
             raise ValueError("NaN among the scores")
 
     def lists(self) -> tuple[np.ndarray, np.ndarray]:

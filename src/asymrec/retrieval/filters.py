@@ -33,10 +33,10 @@ class Bitmap:
         self.words = packed.view("<u8")
 
     @classmethod
-    def of_rows(cls, rows: Any, n: int) -> Bitmap:
-        """The given rows (int, any order) of n. Raises ValueError: a row outside 0 .. n - 1."""
+    def of_rows(cls, rows: Any, n: int, name: str = "rows") -> Bitmap:
+        """The given rows (int, any order) of n. Raises ValueError, with what they are called: a row outside 0 .. n - 1."""
         allowed = np.zeros(n, np.bool_)
-        allowed[in_range(rows, n, "rows")] = True
+        allowed[in_range(rows, n, name)] = True
         return cls(allowed)
 
     @classmethod
@@ -109,4 +109,4 @@ def as_bitmap(rows: Any, n: int, name: str) -> Bitmap:
         if rows.n != n:
             raise ValueError(f"{name} is a bitmap of {rows.n} rows, the catalogue has {n}")
         return rows
-    return Bitmap.of_rows(in_range(rows, n, name), n)
+    return Bitmap.of_rows(rows, n, name)

@@ -151,8 +151,6 @@ class CodeIndex:
         exact, scale = np.empty_like(tables), np.empty((b, 3))
         bounds = np.zeros((b, heads, 256 if narrow else words), np.uint8)
         sizes = np.array(self.codebook_sizes)
-        if k < 1:
-            raise ValueError(f"k must be at least 1, not {k}")
 
         def prepare(queries: slice) -> bool:
             return scan.round_up(tables[queries], sizes, exact[queries], bounds[queries], scale[queries])

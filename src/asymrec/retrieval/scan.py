@@ -173,11 +173,7 @@ if VBMI:
         else:
             _plain_bits(codes, False, table, heads, need, sums, out)
 else:
-    _sums = _plain_sums
-
-    @compiled
-    def _bits(codes, narrow, table, heads, need, sums, out):
-        _plain_bits(codes, narrow, table, heads, need, sums, out)
+    _sums, _bits = _plain_sums, _plain_bits
 
 
 @compiled

@@ -18,12 +18,13 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from asymrec.errors import AsymrecError, ConfigError, DataError, PlacingError, RunError, UnknownIdError
 from asymrec.serving import schemas
-from asymrec.serving.engine import Ask, Busy, Late
+from asymrec.serving.engine import Ask, Late
 from asymrec.serving.limits import Limits
 from asymrec.serving.routes_catalogue import routes as catalogue_routes
 from asymrec.serving.security import needs
 from asymrec.serving.service import Service
 from asymrec.serving.store import Event, now
+from asymrec.serving.worker import Busy
 from asymrec.version import __version__
 
 log = logging.getLogger("asymrec.serving")

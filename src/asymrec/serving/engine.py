@@ -25,13 +25,10 @@ from asymrec.retrieval.exact import top_k
 from asymrec.serving.metrics import Metrics
 from asymrec.serving.snapshot import Snapshot
 from asymrec.serving.store import Store
+from asymrec.serving.worker import Busy, Worker
 
 log = logging.getLogger("asymrec.serving")
 REASONS = 2  # items of the history that explain one recommendation
-
-
-class Busy(Exception):
-    """The queue is full."""
 
 
 class Late(Exception):
@@ -60,7 +57,7 @@ class _Job:
     until: float
 
 
-class Engine:
+class Engine(Worker):
     """Args: snapshot, called for each batch; batch, the most requests of one call; wait, seconds for more to come when there is load;
     waiting, how many may queue."""
 
@@ -69,17 +66,7 @@ class Engine:
     ):
         self.snapshot, self.users, self.metrics = snapshot, users, metrics
         self.batch, self.wait = batch, wait
-        self.jobs: queue.Queue[_Job | None] = queue.Queue(waiting)
-        self.thread = threading.Thread(target=self._work, name="model", daemon=True)
-
-    def start(self) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.thread.start()
-
-    def stop(self) -> None:
-        """Answer all that was accepted, then end."""
-        self.jobs.put(None)
-        self.thread.join()
+        super().__init__("model", waiting)
 
     async def ask(self, asks: list[Ask], timeout: float) -> list[dict[str, Any] | AsymrecError]:
         """An answer, or the error, for each. Raises Busy: not all can be taken. Late."""

@@ -7,29 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import queue
-import threading
 import time
 
-from asymrec.serving.engine import Busy, Users
+from asymrec.serving.engine import Users
 from asymrec.serving.metrics import Metrics
 from asymrec.serving.store import Event, Store
+from asymrec.serving.worker import Busy, Worker
 
 TOGETHER = 2000  # events of one commit, at most what one request may bring more
 
 
-class Recorder:
+class Recorder(Worker):
     def __init__(self, store: Store, users: Users, metrics: Metrics, waiting: int = 1024):
         self.store, self.users, self.metrics = store, users, metrics
-        self.jobs: queue.Queue[tuple[list[Event], asyncio.Future] | None] = queue.Queue(waiting)
-        self.thread = threading.Thread(target=self._work, name="recorder", daemon=True)
-
-    def start(self) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.thread.start()
-
-    def stop(self) -> None:
-        self.jobs.put(None)
-        self.thread.join()
+        super().__init__("recorder", waiting)
 
     async def record(self, events: list[Event]) -> None:
         """Returns when they are on the disk. Raises Busy, and whatever the store does: then they are not."""

@@ -26,6 +26,7 @@ from asymrec.errors import ConfigError, PlacingError, UnknownIdError
 from asymrec.files import checksum
 from asymrec.models import Recommender
 from asymrec.models.growing import Growing
+from asymrec.retrieval.exact import top_k
 
 SAME = 1e-3  # vectors, of about length 1, that differ by less are of one item: only what describes it has changed
 CHUNKS = 256  # pieces of the table that are put together again
@@ -113,8 +114,8 @@ class Snapshot:
         units = self.units.rows.numpy()
         cosine = np.where(self.live, units @ units[row], -np.inf)
         cosine[row] = -np.inf
-        best = np.argsort(-cosine, kind="stable")[:k]
-        return [(int(other), float(cosine[other])) for other in best if np.isfinite(cosine[other])]
+        (best,), (values,) = top_k(cosine[None], k)
+        return [(int(other), float(value)) for other, value in zip(best, values) if other >= 0]
 
     def search(self, text: str, limit: int) -> list[int]:
         """Live rows with words in the title that begin as all those of the text do, or with that id; titles that begin so first."""
