@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from asymrec.errors import ConfigError, QuantizerError
-from asymrec.quantize import MHQ, RQVAE, kmeans, rqvae
+from asymrec.quantize import MHQ, RQVAE, autoencoder, kmeans, rqvae
+from asymrec.quantize.autoencoder import Autoencoder, mlp, new_layers
 from asymrec.quantize.report import describe
 
 SMALL = {"rqvae_codewords": 16, "latent": 6, "hidden": (32,), "rqvae_batch": 64, "rqvae_rate": 1e-2}
@@ -65,24 +66,23 @@ def test_latents_and_decoding_are_the_networks():
 def test_the_loss_and_its_gradients_are_the_papers():
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(40, 10, generator=generator), torch.rand(40, generator=generator)
-    encoder, decoder = rqvae.new_layers((10, 8, 4), generator), rqvae.new_layers((4, 8, 10), generator)
+    encoder, decoder = new_layers((10, 8, 4), generator), new_layers((4, 8, 10), generator)
     books = torch.randn(1, 2, 5, 4, generator=generator)
-    parameters = [parameter for layer in encoder + decoder for parameter in layer]
+    averages = kmeans.MovingAverages(books.clone(), 0.9, 0.01, generator)
+    parts = Autoencoder(RQVAE(commitment=0.7).config, encoder, decoder, averages, 5)
+    loss = parts.loss(x, weight)
+    ours = torch.autograd.grad(loss, parts.parameters)
 
-    quantizer = RQVAE(commitment=0.7)
-    loss = quantizer._loss(x, weight, encoder, decoder, kmeans.MovingAverages(books.clone(), 0.9, 0.01, generator))
-    ours = torch.autograd.grad(loss, parameters)
-
-    latent = rqvae.mlp(x, encoder)
+    latent = mlp(x, encoder)
     residual, quantized, commitment = latent, 0, 0
     for book in books[0].unbind(0):  # as the papers write it
         word = book[torch.cdist(residual, book).argmin(1)]
         commitment = commitment + (residual - word).square().mean(1)
         residual, quantized = residual - word, quantized + word
-    rebuilt = rqvae.mlp(latent + (quantized - latent).detach(), decoder)
+    rebuilt = mlp(latent + (quantized - latent).detach(), decoder)
     expected = (((x - rebuilt).square().mean(1) + 0.7 * commitment) * weight).mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    for got, wanted in zip(ours, torch.autograd.grad(expected, parameters)):
+    for got, wanted in zip(ours, torch.autograd.grad(expected, parts.parameters)):
         assert torch.allclose(got, wanted, atol=1e-5)
 
 
@@ -108,7 +108,7 @@ def test_codewords_are_used_and_few_items_collide():
 
 def test_training_brings_codewords_back_that_no_item_chooses(monkeypatch):
     vectors = embeddings()
-    monkeypatch.setattr(rqvae, "FINAL_STEPS", 0)  # the last rounds of k-means would bring them back too
+    monkeypatch.setattr(autoencoder, "FINAL_STEPS", 0)  # the last rounds of k-means would bring them back too
 
     def spoiled(latents, levels, k, *rest):
         return torch.cat((torch.zeros(1, levels, 1, latents.shape[2]), torch.full((1, levels, k - 1, latents.shape[2]), 99.0)), 2)

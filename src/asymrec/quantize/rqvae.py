@@ -27,24 +27,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from asymrec.config import Recipe
-from asymrec.errors import QuantizerError
+from asymrec.config import Recipe, RQVAEConfig
 from asymrec.quantize import kmeans
+from asymrec.quantize.autoencoder import Autoencoder, Layers, descend, mlp
 from asymrec.quantize.base import Quantizer, matrix
 from asymrec.quantize.distinct import identical, make_distinct
 from asymrec.quantize.linear import BLOCK, moments, sample_items
 from asymrec.threads import spread, team
 
 STEPS = 4000  # of training, where the number of epochs is not given
-DECAY, HORIZON = 0.99, 1 / 40  # of the moving averages that codewords are; they look back over at most this share of the steps
-WARMUP = 0.02  # share of the steps in which the learning rate rises
-START_ITEMS = 2**16
-START_STEPS, FINAL_STEPS = 15, 2  # rounds of k-means a level
-LARGE = 1e6  # a latent beyond this: the training diverges
-
-Layers = list[tuple[Tensor, Tensor]]  # weight [out, in] and bias [out] of each
 
 
 class RQVAE(Quantizer):
@@ -133,50 +125,11 @@ class RQVAE(Quantizer):
 
     def _learn(self, x: Tensor, weights: Tensor, tensors: dict[str, Tensor], generator: torch.Generator) -> None:
         """The training on standardised vectors."""
-        config, n = self.config, len(x)
-        widths, batch = self._widths(x.shape[1]), min(config.rqvae_batch, len(x))
-        encoder, decoder = new_layers(widths, generator), new_layers(widths[::-1], generator)
-        fitted = kmeans.codewords_for(n, config.rqvae_codewords)
-        rows = torch.randperm(n, generator=generator)[:START_ITEMS].sort().values
-        with torch.no_grad():
-            latents = mlp(x[rows], encoder).unsqueeze(0)
-        start = kmeans.residual_start(latents, config.rqvae_levels, fitted, weights[rows], START_STEPS, generator)
-        least = max(0.5 * batch / n, 0.01 * batch / fitted)  # half an item of the catalogue, or 1 % of an even share
-        epochs = math.ceil(STEPS / (n // batch)) if config.rqvae_epochs is None else config.rqvae_epochs
-        steps = epochs * (n // batch)
-        decay = min(DECAY, max(0.5, 1 - 1 / (HORIZON * max(1, steps))))
-        codebooks = kmeans.MovingAverages(start, decay, least, generator)
-
-        parameters = [parameter for layer in encoder + decoder for parameter in layer]
-        optimizer = torch.optim.AdamW(parameters, lr=config.rqvae_rate, fused=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share_of_rate(step, steps))
-        for _ in range(epochs):
-            order = torch.randperm(n, generator=generator)
-            for rows in order[: n - n % batch].split(batch):
-                loss = self._loss(x[rows], weights[rows], encoder, decoder, codebooks)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-
-        with torch.no_grad():
-            latents = _sane(mlp(x, encoder)).unsqueeze(0)
-        settled = kmeans.residual_settle(latents, torch.stack(codebooks.codebooks, 1), weights, FINAL_STEPS, generator)
-        tensors |= {"codebooks": kmeans.repeated(settled[0], config.rqvae_codewords), "fitted": torch.tensor(fitted)}
-        for part, layers in (("encoder", encoder), ("decoder", decoder)):
-            for layer, (weight, bias) in enumerate(layers):
-                tensors |= {f"{part}.{layer}.weight": weight.detach(), f"{part}.{layer}.bias": bias.detach()}
-        self._tensors = tensors
-
-    def _loss(self, x: Tensor, weight: Tensor, encoder: Layers, decoder: Layers, codebooks: kmeans.MovingAverages) -> Tensor:
-        """Reconstruction and commitment of a batch [b, d]; the codebooks take it in."""
-        latent = mlp(x, encoder)
-        fixed = _sane(latent.detach())
-        left = codebooks.step(fixed.unsqueeze(0), weight)[:, 0]  # [L, b, latent], what each level leaves: r_l - e_l
-        rebuilt = mlp(latent - left[-1], decoder)  # straight through: the value of the codewords, the gradient of the latent
-        # r_l - sg[e_l] is z less a constant: the sum of the codewords up to level l
-        commitment = (latent - (fixed - left)).square().mean(2).sum(0)
-        return ((functional.mse_loss(rebuilt, x, reduction="none").mean(1) + self.config.commitment * commitment) * weight).mean()
+        config, batch = self.config, min(self.config.rqvae_batch, len(x))
+        epochs = epochs_of(config, len(x))
+        parts = Autoencoder.start(x, weights, config, batch, epochs * (len(x) // batch), generator)
+        descend(parts.parameters, len(x), batch, epochs, config.rqvae_rate, generator, lambda rows: parts.loss(x[rows], weights[rows]))
+        self._tensors = tensors | parts.tensors(x, weights)
 
     def _layers(self, part: str) -> Layers:
         return [(self._tensors[f"{part}.{i}.weight"], self._tensors[f"{part}.{i}.bias"]) for i in range(len(self.config.hidden) + 1)]
@@ -240,28 +193,6 @@ class RQVAE(Quantizer):
         }
 
 
-def new_layers(widths: tuple[int, ...], generator: torch.Generator) -> Layers:
-    """Layers from each width to the next; weights even in +-sqrt(6 / in), as suits ReLU (He et al., 2015), biases 0."""
-    layers = []
-    for inner, outer in pairwise(widths):
-        weight = (2 * torch.rand(outer, inner, generator=generator) - 1) * math.sqrt(6 / inner)
-        layers.append((weight.requires_grad_(), torch.zeros(outer, requires_grad=True)))
-    return layers
-
-
-def mlp(x: Tensor, layers: Layers) -> Tensor:
-    """x [n, in] through the layers, ReLU between them."""
-    for place, (weight, bias) in enumerate(layers):
-        x = functional.linear(functional.relu(x) if place else x, weight, bias)
-    return x
-
-
-def _sane(latents: Tensor) -> Tensor:
-    if not latents.abs().max() < LARGE:  # also when not a number
-        raise QuantizerError("the training of RQVAE diverges: lower rqvae_rate")
-    return latents
-
-
-def _share_of_rate(step: int, steps: int) -> float:
-    """Share of the learning rate at a step: a linear rise, under half a cosine down to 0."""
-    return min(1.0, (step + 1) / max(1.0, WARMUP * steps)) * 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))
+def epochs_of(config: RQVAEConfig, n: int) -> int:
+    """Passes over n items."""
+    return math.ceil(STEPS / (n // min(config.rqvae_batch, n))) if config.rqvae_epochs is None else config.rqvae_epochs
