@@ -12,7 +12,7 @@ from asymrec import EASE, AsymRec, Counts, Dataset, ItemKNN, Popularity, Recomme
 from asymrec.data import Sequences
 from asymrec.errors import ConfigError, DataError, RunError, UnknownIdError, VectorError
 from asymrec.evaluation import evaluate
-from asymrec.models import HSTU, RPG, Fusion, SASRec, SASRecContent, Tiger, coded
+from asymrec.models import HSTU, RPG, FlexCode, Fusion, SASRec, SASRecContent, Tiger, coded
 from asymrec.models.trained import cut
 from asymrec.retrieval.index import CodeIndex
 
@@ -22,6 +22,7 @@ SMALL = {
 }  # fmt: skip
 RPG_SMALL = {"opq_codes": 8, "opq_codewords": 16, "opq_rounds": 2}
 TIGER_SMALL = {"head_width": 8, "rqvae_codewords": 16, "rqvae_epochs": 20, "hidden": [32], "latent": 8, "batch": 32, "learning_rate": 1e-2}
+FLEX_SMALL = {"collaborative_width": 8}
 MODELS = {
     "asymrec": lambda **s: AsymRec(**SMALL | s),
     "asymrec-heads": lambda **s: AsymRec(**SMALL | {"objective": "heads", "repeat": False} | s),
@@ -37,6 +38,8 @@ MODELS = {
     "rpg": lambda **s: RPG(**SMALL | RPG_SMALL | s),
     "rpg-graph": lambda **s: RPG(**SMALL | RPG_SMALL | {"decode": "graph", "graph_beam": 60} | s),  # as wide as the catalogue
     "tiger": lambda **s: Tiger(**SMALL | TIGER_SMALL | s),
+    "flexcode": lambda **s: FlexCode(**SMALL | TIGER_SMALL | FLEX_SMALL | s),
+    "flexcode-sasrec": lambda **s: FlexCode(**SMALL | TIGER_SMALL | FLEX_SMALL | {"collaborative_source": "sasrec", "staged": False} | s),
     "fusion": lambda **s: Fusion(**SMALL | {"parts": ["asymrec", "itemknn", "sasrec:no-repeat"]} | s),
     "fusion-ranks": lambda **s: Fusion(**SMALL | {"parts": ["sasrec", "itemknn"], "fuse": "ranks"} | s),
     "popularity": lambda **s: Popularity(**s),
@@ -44,7 +47,7 @@ MODELS = {
     "counts": lambda **s: Counts(**s),
     "ease": lambda **s: EASE(**s),
 }
-TRAINED = [name for name in MODELS if name.startswith(("asymrec", "fusion", "hstu", "rpg", "sasrec", "tiger"))]
+TRAINED = [name for name in MODELS if name.startswith(("asymrec", "flexcode", "fusion", "hstu", "rpg", "sasrec", "tiger"))]
 
 
 def tables(n_users=120, n_items=60, seed=0):

@@ -38,7 +38,7 @@ def teacher_forced(model, history):
     codes = model.network.codes
     with torch.inference_mode():
         encoded = model.network.encode(Sequences.of([history] * len(codes)))
-        logits = torch.einsum("nhw,hkw->nhk", model.network.query(model.network.write(*encoded, codes)), model.network.words())
+        logits = torch.einsum("nhw,hkw->nhk", model.network.query(model.network.write(*encoded, codes)), torch.stack(model.network.words()))
     return logits.log_softmax(-1).gather(2, codes.unsqueeze(-1)).sum((1, 2)).numpy()
 
 
@@ -135,12 +135,12 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_four_codes(model, dataset):
     train = dataset.split().train
     places = model._batches(train, 1)[0]
     starts = np.repeat(train.offsets[:-1], train.lengths)
-    total = 0.0
+    total, words = 0.0, torch.stack(model.network.words())
     for place in places:
         history, codes = train.items[max(starts[place], place - 5) : place], model.network.codes[int(train.items[place])]
         with torch.inference_mode():
             states = model.network.write(*model.network.encode(Sequences.of([history])), codes.unsqueeze(0))[0]
-            total += F.cross_entropy(torch.einsum("hw,hkw->hk", model.network.query(states), model.network.words()), codes).item()
+            total += F.cross_entropy(torch.einsum("hw,hkw->hk", model.network.query(states), words), codes).item()
     np.testing.assert_allclose(model._loss(places).item(), total / len(places), rtol=1e-4)
 
 

@@ -99,6 +99,27 @@ class RQVAEConfig(Section):
     rqvae_rate: float = Field(2e-3, gt=0, description="learning rate of AdamW")
 
 
+class FlexCodeConfig(Section):
+    """FlexCode: a semantic and a collaborative codebook, and the router that splits an item's codes between them.
+
+    The budget of codes an item is `rqvae_levels`; both branches take their other settings from section `rqvae`.
+    """
+
+    allocation: Literal["router", "fixed", "semantic", "collaborative"] = Field(
+        "router", description="who splits the codes: the router, item by item; half and half for all; all to one branch"
+    )
+    collaborative_source: Literal["linear", "sasrec"] = Field(
+        "linear", description="what the collaborative vectors are made by: a factorization of neighbours' counts, or a SASRec"
+    )
+    collaborative_width: int = Field(64, ge=2, multiple_of=2, description="width of the collaborative vectors")
+    staged: bool = Field(True, description="the branches first, then the router with all; or all losses from the start")
+    router_epochs: int | None = Field(None, ge=0, description="passes over the items with the router; by default half of `rqvae_epochs`")
+    alignment: float = Field(0.1, ge=0, description="weight of the loss that brings an item's two branches together; 0: none")
+    alignment_temperature: float = Field(0.07, gt=0, description="of that loss")
+    router_balance: float = Field(1.0, ge=0, description="weight of the loss that shares all codes evenly between the branches")
+    router_smoothness: float = Field(1.0, ge=0, description="weight of the loss that gives items of like popularity a like split")
+
+
 class NetworkConfig(Section):
     """How items are read, the Transformer and the heads."""
 
@@ -194,6 +215,7 @@ class Recipe(Section):
     quantizer: QuantizerConfig = QuantizerConfig()
     opq: OPQConfig = OPQConfig()
     rqvae: RQVAEConfig = RQVAEConfig()
+    flexcode: FlexCodeConfig = FlexCodeConfig()
     network: NetworkConfig = NetworkConfig()
     decoding: DecodingConfig = DecodingConfig()
     training: TrainingConfig = TrainingConfig()

@@ -1,6 +1,7 @@
 from asymrec.models.asymrec import AsymRec
 from asymrec.models.base import MODELS, Recommender
 from asymrec.models.classic import EASE, Counts, ItemKNN, Popularity
+from asymrec.models.flexcode import FlexCode
 from asymrec.models.fusion import Fusion
 from asymrec.models.hstu import HSTU
 from asymrec.models.rpg import RPG
@@ -14,6 +15,7 @@ __all__ = [
     "RPG",
     "AsymRec",
     "Counts",
+    "FlexCode",
     "Fusion",
     "ItemKNN",
     "Popularity",

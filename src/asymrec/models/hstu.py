@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asymrec.data import Sequences, Split
+from asymrec.data import Dataset, Sequences, Split
 from asymrec.data.batches import PackedBatch, pack
 from asymrec.models.sasrec import Network, SASRec
 from asymrec.nn.hstu import HSTUDecoder
@@ -44,7 +44,7 @@ class HSTU(SASRec):
     reads_times = True
     _unit = 1.0  # of time; a saved network brings its own
 
-    def _begin(self, split: Split) -> Split:
+    def _begin(self, dataset: Dataset, split: Split) -> Split:
         self._unit = typical_time(split.train)
         return split
 

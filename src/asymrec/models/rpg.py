@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from asymrec.config import Recipe
-from asymrec.data import Examples, Sequences, Split
+from asymrec.data import Dataset, Examples, Sequences, Split
 from asymrec.data.batches import pack
 from asymrec.errors import ConfigError
 from asymrec.models.catalogue import CatalogueNetwork, inputs_and_targets
@@ -91,7 +91,7 @@ class RPG(CodedModel):
         codes = network.codes[torch.from_numpy(goals).to(self.device)].long()
         return network.head.loss(states, network.embedding, codes, self.precision)
 
-    def _begin(self, split: Split) -> Split:
+    def _begin(self, dataset: Dataset, split: Split) -> Split:
         self._graph = None  # every epoch is judged exactly
         return split
 

@@ -28,10 +28,11 @@ import torch
 from torch import Tensor, nn
 
 from asymrec.config import Recipe
-from asymrec.data import Sequences, Split
+from asymrec.data import Dataset, Sequences, Split
 from asymrec.data.batches import epoch_batches
 from asymrec.device import choose_precision
 from asymrec.errors import ConfigError
+from asymrec.models.growing import twin
 from asymrec.models.trained import Trained
 from asymrec.nn.decoder import Runs, runs_of
 from asymrec.nn.heads import scaled, unit
@@ -53,22 +54,33 @@ class Network(nn.Module):
     Args:
         recipe: sections network and training (for the temperature).
         codes: int [items, H], fixed.
-        words: K, codewords of a place, at most.
+        words: K, codewords of a block, at most.
+        blocks: of K words each, that the codes of a place are from, for each of the H places; by default each place has its own.
     """
 
-    def __init__(self, recipe: Recipe, codes: Tensor, words: int):
+    def __init__(self, recipe: Recipe, codes: Tensor, words: int, blocks: list[list[int]] | None = None):
         super().__init__()
         net = recipe.network
         shape = net.width, net.layers, net.heads, net.head_width or net.width // net.heads, net.ffn, net.dropout
+        self.blocks = blocks or [[place] for place in range(codes.shape[1])]
+        first = torch.zeros(len(self.blocks), max(map(len, self.blocks)), dtype=torch.int64)
+        for place, own in enumerate(self.blocks):
+            first[place, : len(own)] = torch.tensor(own) * words
         self.register_buffer("codes", codes.long(), persistent=False)
-        self.embedding = nn.Parameter(torch.randn(codes.shape[1], words, net.width))
+        self.register_buffer("first", first, persistent=False)  # [H, blocks], the row of a block's first word
+        self.embedding = nn.Parameter(torch.randn(1 + max(map(max, self.blocks)), words, net.width))
         self.start = nn.Parameter(torch.randn(net.width))
         self.encoder, self.decoder = Stack(*shape, decoder=False), Stack(*shape, decoder=True)
         self.temperature = recipe.training.temperature
 
     def tokens(self, codes: Tensor) -> Tensor:
         """Codes int64 [n, h] of an id's first h places -> their rows in the table of all embeddings."""
-        return codes + torch.arange(codes.shape[1], device=codes.device) * self.embedding.shape[1]
+        return self.rows(torch.arange(codes.shape[1], device=codes.device), codes)
+
+    def rows(self, places: Tensor, codes: Tensor) -> Tensor:
+        """int64: the row in the table of all embeddings of each code, written at its place."""
+        words = self.embedding.shape[1]
+        return self.first[places, codes // words] + codes % words
 
     def read(self, codes: Tensor) -> Tensor:
         """The same codes -> their embeddings [n, h, width]."""
@@ -94,9 +106,24 @@ class Network(nn.Module):
         """What is multiplied with the codewords of a place; T5 divides by the root of the width where embeddings are compared with."""
         return scaled(states, self.temperature) * (states.shape[-1] ** -0.5 if self.temperature is None else 1.0)
 
-    def words(self) -> Tensor:
-        """[H, K, width]"""
-        return unit(self.embedding, self.temperature)
+    def words(self) -> list[Tensor]:
+        """[K * blocks of the place, width] of each of the H places, in the order of its codes."""
+        embedding = unit(self.embedding, self.temperature)
+        return [embedding[own].flatten(0, 1) for own in self.blocks]
+
+    def loss(self, query: Tensor, codes: Tensor, precision: torch.dtype) -> Tensor:
+        """Mean cross-entropy of target codes int64 [n, H] over queries [n, H, width]."""
+        words, query, codes = self.words(), query.transpose(0, 1), codes.T.contiguous()
+        if len({len(own) for own in self.blocks}) == 1:  # places of one size: one pass
+            return heads_cross_entropy(query, torch.stack(words), codes, precision)
+        each = [heads_cross_entropy(query[[at]], words[at].unsqueeze(0), codes[[at]], precision) for at in range(len(words))]
+        return torch.stack(each).mean()
+
+    def over(self, codes: Tensor) -> Network:
+        """The same network for items of these codes int [items, H]."""
+        network = twin(self)
+        network.codes = codes.long().to(self.codes.device)
+        return network
 
 
 class Tiger(Trained):
@@ -126,7 +153,7 @@ class Tiger(Trained):
 
     # Training
 
-    def _begin(self, split: Split) -> Split:
+    def _begin(self, dataset: Dataset, split: Split) -> Split:
         self._train = split.train  # whole sequences: a target near the start of a piece has its whole history
         self._starts = np.repeat(split.train.offsets[:-1], split.train.lengths)
         users = np.linspace(0, len(split.validation) - 1, min(len(split.validation), VALIDATION_USERS)).astype(np.int64)
@@ -156,7 +183,14 @@ class Tiger(Trained):
         codes = network.codes[torch.from_numpy(self._train.items[targets].astype(np.int64)).to(self.device)]
         with self._autocast():
             query = network.query(network.write(*network.encode(histories), codes))
-        return heads_cross_entropy(query.transpose(0, 1), network.words(), codes.T.contiguous(), self.precision)
+        return network.loss(query, codes, self.precision)
+
+    def extended(self, vectors: np.ndarray, codes: np.ndarray | None) -> Tiger:
+        """New items are new leaves: the network, which knows codes alone, stays as it is."""
+        model = self._extended(vectors, codes)
+        codes = model._prepared["codes"]
+        model.network, model.trie = self.network.over(codes), Trie(codes.numpy())
+        return model
 
     # Search
 
@@ -224,9 +258,13 @@ class Tiger(Trained):
 
         def step(parents: np.ndarray, tokens: np.ndarray | None) -> np.ndarray:
             nonlocal place
-            tokens = np.full(len(parents), words.shape[0] * words.shape[1]) if tokens is None else tokens + place * words.shape[1]
+            if tokens is None:  # the token that begins every item is the table's last
+                read = torch.full((len(parents),), network.embedding[..., 0].numel(), device=network.start.device)
+            else:
+                written = torch.from_numpy(np.asarray(tokens, np.int64)).to(network.start.device)
+                read = network.rows(torch.tensor(place, device=written.device), written)
             place += 1
-            query = network.query(beams.step(parents, torch.from_numpy(tokens).to(words.device)))
+            query = network.query(beams.step(parents, read))
             return (query @ words[place].T).log_softmax(-1).cpu().numpy()
 
         with torch.autocast(self.device.type, enabled=False):  # the writer knows its precision
@@ -238,6 +276,6 @@ class Tiger(Trained):
         places = network.codes.shape[1]
         with torch.no_grad():
             table = torch.cat((network.embedding.flatten(0, 1), network.start.unsqueeze(0)))
-            self._words = network.words().detach().clone()
+            self._words = [words.detach().clone() for words in network.words()]
         precision = choose_precision(self.recipe.training.precision, device)
         self._writer = Writer(network.encoder, network.decoder, table, (self.history * places, places), precision)

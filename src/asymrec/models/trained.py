@@ -56,8 +56,8 @@ class Trained(Recommender):
         """What writes items as codes, not fitted yet; None for a model without codes."""
         return None
 
-    def _begin(self, split: Split) -> Split:
-        """Look at the split before anything is fitted; returns the one to fit on."""
+    def _begin(self, dataset: Dataset, split: Split) -> Split:
+        """Look at the data before anything is fitted; returns the one to fit on."""
         return split
 
     def _end(self, split: Split) -> None:
@@ -133,7 +133,7 @@ class Trained(Recommender):
             VectorError: wrong shape, not finite. QuantizerError: the codes lost the vectors' information. DataError: no
             training sequence of two items.
         """
-        split = self._begin(split)
+        split = self._begin(dataset, split)
         recipe, n_items = self.recipe, dataset.n_items
         prepared = Checkpoint(f"{checkpoint}/prepared") if checkpoint else None
         state = Checkpoint(f"{checkpoint}/training") if checkpoint else None

@@ -120,6 +120,14 @@ class Quantizer:
             if (found := tuple(tensors[name].shape)) != shape:
                 raise QuantizerError(f"tensors of {type(self).__name__}: '{name}' has shape {found}, expected {shape}")
 
+    def compared(self, vectors: np.ndarray) -> np.ndarray:
+        """The columns of vectors [n, d] that codes are to keep: all, if a kind of quantizer does not say otherwise."""
+        return vectors
+
+    def usage(self, codes: np.ndarray) -> tuple[list[np.ndarray], tuple[int, int]]:
+        """How many items have each codeword, int [K] of each codebook, and the (facets, levels) that a report lays them out in."""
+        return [np.bincount(column, minlength=size) for column, size in zip(codes.T, self.codebook_sizes)], self.code_shape
+
     def details(self, vectors: np.ndarray, codes: np.ndarray) -> dict[str, Any]:
         """What this kind of quantizer adds to the report."""
         return {}

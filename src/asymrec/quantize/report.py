@@ -25,22 +25,22 @@ def report(quantizer: Quantizer, vectors: np.ndarray, codes: np.ndarray | None =
     """
     raw = quantizer.encode(vectors)
     codes = quantizer.catalogue(vectors, raw) if codes is None else np.asarray(codes)
-    decoded = quantizer.decode(codes)
-    usage = [np.bincount(column, minlength=size) for column, size in zip(codes.T, quantizer.codebook_sizes)]
+    kept, decoded = quantizer.compared(vectors), quantizer.compared(quantizer.decode(codes))
+    usage, shape = quantizer.usage(codes)
     perplexity = np.array([_perplexity(counts) for counts in usage])
     details = quantizer.details(vectors, codes)
     fitted = details.get("codewords_fitted")
-    learned = np.arange(len(usage)) < quantizer.meaning
+    learned = np.arange(len(usage)) % shape[1] < details.get("learned_levels", shape[1])
     facts = {
         "items": len(vectors),
         "width": vectors.shape[1],
-        "code_shape": list(quantizer.code_shape),
-        "codewords": max(quantizer.codebook_sizes),
+        "code_shape": list(shape),
+        "codewords": max(map(len, usage)),
         **details,
-        "r2": _r2(vectors, decoded),
-        "neighbour_recall": neighbour_recall(vectors, decoded, queries=queries),
-        "perplexity": perplexity.reshape(quantizer.code_shape).round(3).tolist(),
-        "dead_codes": np.array([(c[:fitted] == 0).sum() for c in usage]).reshape(quantizer.code_shape).tolist(),
+        "r2": _r2(kept, decoded),
+        "neighbour_recall": neighbour_recall(kept, decoded, queries=queries),
+        "perplexity": perplexity.reshape(shape).round(3).tolist(),
+        "dead_codes": np.array([(c[:fitted] == 0).sum() for c in usage]).reshape(shape).tolist(),
         "dead_codebooks": int((perplexity[learned] < 2).sum()),
         "usage_gini": float(np.mean([_gini(counts[:fitted]) for counts, known in zip(usage, learned) if known])),
     }

@@ -20,7 +20,7 @@ What differs from the papers:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -75,11 +75,7 @@ class RQVAE(Quantizer):
         codes = self._encode(vectors) if codes is None else codes.copy()
         if not self.distinct:
             return codes
-        codes[:, -1] = 0
-        for rows in identical(codes):
-            numbers = np.arange(len(rows))
-            codes[rows, -1] = np.where(numbers < self.codebook_sizes[-1], numbers, 0)
-        return make_distinct(codes, vectors, self._alternatives)
+        return make_distinct(numbered(codes, self.codebook_sizes[-1]), vectors, self._alternatives)
 
     def latents(self, vectors: Any) -> np.ndarray:
         """[n, d] -> what the encoder makes of it, before quantization, float32 [n, latent]. Raises as `encode`."""
@@ -119,9 +115,8 @@ class RQVAE(Quantizer):
         with team() as together:  # the steps wait for each other: one thread, and equal codes whatever the number of threads
             generator = torch.Generator().manual_seed(self.seed)
             x, weights = sample_items(vectors, weights, self.config.rqvae_codewords, generator)
-            mean, covariance = moments(x, weights, together)
-            mean, scale = mean.float(), (covariance.trace() / len(mean)).sqrt().float()
-            self._learn((x - mean) / scale, weights, {"mean": mean, "scale": scale}, generator)
+            x, mean, scale = standardised(x, weights, together)
+            self._learn(x, weights, {"mean": mean, "scale": scale}, generator)
 
     def _learn(self, x: Tensor, weights: Tensor, tensors: dict[str, Tensor], generator: torch.Generator) -> None:
         """The training on standardised vectors."""
@@ -166,18 +161,9 @@ class RQVAE(Quantizer):
     def _alternatives(self, vector: np.ndarray, codes: np.ndarray) -> Iterator[tuple[int, ...]]:
         """The collision codes first, which cost nothing, then codewords of the last level, of the level above it, ..."""
         books, own = self._tensors["codebooks"].numpy(), tuple(map(int, codes[:-1]))
-
-        def walk(residual: np.ndarray, prefix: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-            if len(prefix) == len(books):
-                yield prefix
-                return
-            book = books[len(prefix)]
-            for code in np.argsort(np.square(residual - book).sum(1), kind="stable"):
-                yield from walk(residual - book[code], (*prefix, int(code)))
-
         numbers = range(self.codebook_sizes[-1])
         yield from ((*own, number) for number in numbers)
-        for others in walk(self._latents(vector[None])[0].numpy(), ()):
+        for others in paths(self._latents(vector[None])[0].numpy(), books):
             if others != own:
                 yield from ((*others, number) for number in numbers)
 
@@ -196,3 +182,28 @@ class RQVAE(Quantizer):
 def epochs_of(config: RQVAEConfig, n: int) -> int:
     """Passes over n items."""
     return math.ceil(STEPS / (n // min(config.rqvae_batch, n))) if config.rqvae_epochs is None else config.rqvae_epochs
+
+
+def standardised(x: Tensor, weights: Tensor, together: Callable[..., list]) -> tuple[Tensor, Tensor, Tensor]:
+    """Vectors [n, d] centred and scaled to mean variance 1, their mean [d] and their scale []."""
+    mean, covariance = moments(x, weights, together)
+    mean, scale = mean.float(), (covariance.trace() / len(mean)).sqrt().float()
+    return (x - mean) / scale, mean, scale
+
+
+def numbered(codes: np.ndarray, numbers: int) -> np.ndarray:
+    """The codes [n, L + 1], changed in place: the last is the row's number among those with equal others, 0 again past `numbers`."""
+    codes[:, -1] = 0
+    for rows in identical(codes):
+        place = np.arange(len(rows))
+        codes[rows, -1] = np.where(place < numbers, place, 0)
+    return codes
+
+
+def paths(residual: np.ndarray, books: np.ndarray) -> Iterator[tuple[int, ...]]:
+    """All codes by the codebooks [L, K, d], nearest codewords first at every level; the last level changes first."""
+    if not len(books):
+        yield ()
+        return
+    for code in np.argsort(np.square(residual - books[0]).sum(1), kind="stable"):
+        yield from ((int(code), *others) for others in paths(residual - books[0][code], books[1:]))
