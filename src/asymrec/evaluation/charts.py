@@ -101,16 +101,22 @@ def legend(series: Sequence[str]) -> str:
 
 
 def heat(
-    perplexity: Sequence[Sequence[float]], dead: Sequence[Sequence[int]] | None, codewords: int, r2: Sequence[float] | None = None
+    perplexity: Sequence[Sequence[float]],
+    dead: Sequence[Sequence[int]] | None,
+    codewords: int,
+    r2: Sequence[float] | None = None,
+    names: Sequence[str] | None = None,
 ) -> str:
-    """Facets across, levels down: how much of each codebook is used. perplexity, dead: [facets][levels]; r2: after each level."""
+    """Facets across, levels down: how much of each codebook is used. perplexity, dead: [facets][levels]; r2: after each level; names:
+    of the facets."""
     facets, levels = len(perplexity), len(perplexity[0])
+    names = [escape(name) for name in names] if names else [f"facet {facet + 1}" for facet in range(facets)]
     rows = []
     for level in range(levels):
         cells = []
         for facet in range(facets):
             value = perplexity[facet][level]
-            said = f"facet {facet + 1}, level {level + 1}: perplexity {value:.1f} of {codewords}"
+            said = f"{names[facet]}, level {level + 1}: perplexity {value:.1f} of {codewords}"
             if dead is not None:
                 said += f", {dead[facet][level]} unused"
             kind = "cell dead" if value < 2 else "cell"
@@ -123,7 +129,7 @@ def heat(
             f'<div class="heat-sum">mean {mean:.0f}<br><small>{unused}</small></div>'
         )
     scale = f'<div class="scale"><span>1</span><b></b><span>{codewords} codewords used alike</span></div>'
-    head = f'<div></div><div class="heat-head"><span>facet 1</span><span>facet {facets}</span></div><div></div>' if facets > 1 else ""
+    head = f'<div></div><div class="heat-head"><span>{names[0]}</span><span>{names[-1]}</span></div><div></div>' if facets > 1 else ""
     return f'<div class="heat" role="img" aria-label="Perplexity of every codebook">{head}{"".join(rows)}</div>{scale}'
 
 

@@ -276,9 +276,32 @@ def _codebook(facts: dict) -> str:
             f'<p class="aside">Each cell is a codebook; the stronger its colour, the more of its {codewords:,} codewords carry items '
             "(perplexity: the number of codewords that, used alike, would be as varied)"
             f'{"; R² is that of the projected vectors after each level" if r2 else ""}.</p>'
-            f'<div class="card">{charts.heat(perplexity, book.get("dead_codes"), codewords, r2)}</div>'
+            f'<div class="card">{charts.heat(perplexity, book.get("dead_codes"), codewords, r2, book.get("branches"))}</div>'
         )
-    return _section("Codebooks", text)
+    return _section("Codebooks", text + _split(book))
+
+
+def _split(book: dict) -> str:
+    """How FlexCode's router splits an item's codes between its branches, by tenths of popularity."""
+    parts = book.get("split") or []
+    if not parts or not is_number(book.get("budget")):
+        return ""
+    series = ("collaborative codes", "semantic codes")
+    groups = [
+        (
+            f"{one['interactions']:,.1f} interactions",
+            f"share {one['share']:.2f}",
+            [one["collaborative_codes"], book["budget"] - one["collaborative_codes"]],
+        )
+        for one in parts
+    ]
+    said = f"Items in tenths by popularity, the rarest first: how many of their {book['budget']} codes tell what users did with them."
+    if is_number(book.get("aligned")):
+        said += f" Of items drawn by chance, {percent(book['aligned'])} have rebuilt vectors, one a branch, that are each other's nearest."
+    losses = [(epoch, one["alignment"]) for epoch, one in enumerate(book.get("losses") or [], 1) if is_number(one.get("alignment"))]
+    drawn = charts.bars(groups, series, "Codes an item"), charts.line(losses, "Loss that aligns the branches", from_zero=True)
+    cards = "".join(f'<div class="card">{chart}</div>' for chart in drawn if chart)
+    return f'<h3>Codes by popularity</h3><p class="aside">{said}</p>{charts.legend(series)}<div class="pair">{cards}</div>'
 
 
 def _examples(facts: dict) -> str:

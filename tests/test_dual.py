@@ -1,0 +1,242 @@
+"""FlexCode's codes: what the router does, what an id is made of, what is told of them; and the model around them."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch.nn import functional as F
+
+from asymrec import Dataset
+from asymrec.data import Sequences
+from asymrec.errors import ConfigError, QuantizerError, VectorError
+from asymrec.evaluation.report import render
+from asymrec.models import FlexCode, Recommender
+from asymrec.quantize import RQVAE, DualCodebook, rqvae
+from asymrec.quantize.dual import FEATURES
+from asymrec.quantize.report import describe
+from asymrec.vectors.popularity import popularity_features
+
+SMALL = {
+    "rqvae_codewords": 16, "latent": 6, "hidden": (32,), "rqvae_batch": 64, "rqvae_rate": 1e-2, "collaborative_width": 8, "rqvae_levels": 4,
+}  # fmt: skip
+WORDS, LEVELS, WIDTH = 16, 4, 8
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(rqvae, "STEPS", 300)
+
+
+def items(n=600, seed=0):
+    """[semantic 12 | collaborative 8 | features]: content and behaviour each in clusters; behaviour tells less of rare items."""
+    random = np.random.default_rng(seed)
+    counts = np.floor(random.pareto(1.0, n) * 3).astype(int)
+    kinds, tastes = random.normal(size=(30, 12)), random.normal(size=(30, WIDTH))
+    semantic = kinds[random.integers(0, 30, n)] + 0.2 * random.normal(size=(n, 12))
+    told = 1 - 1 / np.sqrt(1 + counts)[:, None]  # little of rare items, nothing of those that nobody took
+    collaborative = (tastes[random.integers(0, 30, n)] + 0.3 * random.normal(size=(n, WIDTH))) * told
+    features = np.stack([np.log1p(counts), random.random(n), random.random(n), 1 / np.sqrt(1 + counts)], 1)
+    return np.concatenate([semantic, collaborative, features], 1).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rqvae, "STEPS", 300)
+        return DualCodebook(**SMALL).fit(items())
+
+
+def test_an_id_is_collaborative_levels_then_semantic_ones(fitted):
+    vectors = items()
+    codes, split = fitted.encode(vectors), fitted.split(vectors)
+    branches = {name: fitted._branch(name) for name in ("semantic", "collaborative")}
+    semantic, collaborative = branches["semantic"].encode(vectors[:, :12]), branches["collaborative"].encode(vectors[:, 12 : 12 + WIDTH])
+    assert fitted.codebook_sizes == (2 * WORDS, 3 * WORDS, 4 * WORDS, 5 * WORDS, WORDS) and len(set(split)) > 1
+    for row in range(0, 600, 7):
+        own = [*collaborative[row, : split[row]], *(WORDS * (1 + j) + semantic[row, j] for j in range(LEVELS - split[row])), 0]
+        assert codes[row].tolist() == own
+
+
+def test_blocks_give_every_level_of_every_branch_words_of_its_own(fitted):
+    assert fitted.blocks == [[0, 4], [1, 4, 5], [2, 4, 5, 6], [3, 4, 5, 6, 7], [8]]
+
+
+def test_popular_items_have_more_collaborative_codes_and_unknown_ones_none(fitted):
+    vectors = items()
+    share, split = fitted.share(vectors), fitted.split(vectors)
+    known = vectors[:, 12 : 12 + WIDTH].any(1)
+    assert (split[~known] == 0).all() and (~known).any()
+    order = np.argsort(vectors[:, -FEATURES])
+    order = order[known[order]]
+    assert share[order[-50:]].mean() > share[order[:100]].mean() + 0.1
+    assert abs(share[known].mean() - 0.5) < 0.1  # balance
+
+
+@pytest.mark.parametrize("allocation, count", [("semantic", 0), ("collaborative", LEVELS), ("fixed", LEVELS // 2)])
+def test_a_fixed_split_is_the_same_for_all(allocation, count):
+    vectors = items()
+    quantizer = DualCodebook(**SMALL, allocation=allocation).fit(vectors)
+    known = vectors[:, 12 : 12 + WIDTH].any(1)
+    assert (quantizer.split(vectors)[known] == count).all() and (quantizer.split(vectors)[~known] == 0).all()
+    if allocation == "semantic":  # is RQVAE's, but for the words' numbers
+        alone = quantizer._branch("semantic").encode(vectors[:, :12])[:, :LEVELS]
+        assert (quantizer.encode(vectors)[:, :LEVELS] == alone + WORDS * np.arange(1, LEVELS + 1)).all()
+
+
+def test_decoding_rebuilds_both_branches_from_what_the_id_holds(fitted):
+    vectors = items()
+    codes = fitted.encode(vectors)
+    decoded = fitted.decode(codes)
+    for name, part in (("semantic", slice(0, 12)), ("collaborative", slice(12, 12 + WIDTH))):
+        known = vectors[:, part].any(1)
+        error = np.square(vectors[known, part] - decoded[known, part]).sum()
+        assert error < 0.8 * np.square(vectors[known, part] - vectors[known, part].mean(0)).sum(), name
+    split = fitted.split(vectors)
+    mean = vectors[split == 2, -FEATURES:].mean(0)
+    np.testing.assert_allclose(decoded[split == 2, -FEATURES:], np.broadcast_to(mean, ((split == 2).sum(), 4)), rtol=1e-4)
+
+
+def test_alignment_brings_the_branches_of_an_item_together():
+    vectors = items()
+    vectors[:, 12 : 12 + WIDTH] = vectors[:, :WIDTH] * vectors[:, 12 : 12 + WIDTH].any(1, keepdims=True)  # two views of one thing
+    aligned, alone = (DualCodebook(**SMALL, alignment=weight).fit(vectors) for weight in (1.0, 0.0))
+    found = [quantizer.report(vectors)["aligned"] for quantizer in (aligned, alone)]
+    assert found[0] > found[1] + 0.05
+    losses = aligned.report(vectors)["losses"]
+    assert losses[-1]["alignment"] < losses[0]["alignment"]
+
+
+def test_smoothness_and_balance_do_what_they_say():
+    vectors = items()
+    known = vectors[:, 12 : 12 + WIDTH].any(1)
+    order = np.argsort(vectors[known, -FEATURES], kind="stable")
+
+    def shares(**weights):
+        return DualCodebook(**SMALL, **weights).fit(vectors).share(vectors[known])[order]
+
+    rough, smooth = shares(router_smoothness=0.0), shares(router_smoothness=100.0)
+    assert np.square(np.diff(smooth)).mean() < np.square(np.diff(rough)).mean()
+    free, held = (abs(shares(router_balance=weight).mean() - 0.5) for weight in (0.0, 10.0))
+    assert held < max(free, 0.03)
+
+
+def test_the_report_tells_the_split_the_usage_and_every_loss(fitted):
+    vectors = items()
+    report = fitted.report(vectors)
+    assert report["code_shape"] == [2, LEVELS] and report["branches"] == ["collaborative", "semantic"] and report["budget"] == LEVELS
+    assert sum(part["items"] for part in report["split"]) == 600 and len(report["split"]) == 10
+    assert np.all(np.diff([part["interactions"] for part in report["split"]]) >= 0)
+    split, used = fitted.split(vectors), fitted.usage(fitted.encode(vectors))[0]
+    assert [int(part.sum()) for part in used[:LEVELS]] == [(split > level).sum() for level in range(LEVELS)]
+    assert [int(part.sum()) for part in used[LEVELS:]] == [(LEVELS - split > level).sum() for level in range(LEVELS)]
+    assert set(report["losses"][0]) == {"semantic", "collaborative", "alignment", "balance", "smoothness"}
+    assert "2 facets x 4 levels x 16 codewords" in describe(report)
+    assert 0 < report["r2"] < 1
+
+
+def test_joint_training_has_all_losses_from_the_start():
+    joint = DualCodebook(**SMALL, staged=False).fit(items())
+    staged = DualCodebook(**SMALL).fit(items())
+    assert len(joint.tensors()["losses"]) == 3 * len(staged.tensors()["losses"])  # as many passes, all of them together
+    assert joint.tensors()["losses"][0, 0] > staged.tensors()["losses"][0, 0]  # nothing was learned before
+
+
+def test_bad_input_is_told(fitted):
+    with pytest.raises(VectorError, match="width 12, expected more than 8 collaborative columns and 4 features"):
+        DualCodebook(**SMALL).fit(items()[:, :12])
+    silent = items()
+    silent[:, 12 : 12 + WIDTH] = 0
+    with pytest.raises(QuantizerError, match="all 600 collaborative vectors are equal"):
+        DualCodebook(**SMALL).fit(silent)
+    with pytest.raises(ConfigError, match="allocation"):
+        DualCodebook(allocation="sometimes")
+    with pytest.raises(QuantizerError, match=r"'router\.mean' is missing"):
+        DualCodebook(**SMALL).restore({name: each for name, each in fitted.tensors().items() if name != "router.mean"})
+    with pytest.raises(QuantizerError, match="out of the codebooks' range"):
+        fitted.decode(np.array([[2 * WORDS, 0, 0, 0, 0]]))
+
+
+def test_features_are_counted_from_training_alone():
+    day = 86_400
+    train = Sequences.of([[0, 1], [0, 2], [0]], [[0, 10 * day], [5 * day, 99 * day], [99 * day]])
+    features = popularity_features(train, 4, "s")
+    np.testing.assert_allclose(features[:, 0], np.log1p([3, 1, 1, 0]), rtol=1e-6)
+    np.testing.assert_allclose(features[:, 1], [np.log(100), np.log(90), 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(features[:, 3], 1 / np.sqrt([4, 2, 2, 1]), rtol=1e-6)
+    assert features[0, 2] < features[1, 2] < features[3, 2] == 1
+    assert (popularity_features(Sequences.of([[0, 1]]), 2, None)[:, 1:3] == 0).all()
+
+
+# The model
+
+
+MODEL = {
+    "width": 16, "layers": 1, "heads": 2, "head_width": 8, "ffn": 32, "dropout": 0.0, "rqvae_codewords": 12, "hidden": [32], "latent": 8,
+    "rqvae_epochs": 30, "epochs": 2, "batch": 64, "learning_rate": 1e-2, "precision": "float32", "history": 5, "collaborative_width": 8,
+    "text": [], "views": ["vector"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(3, 16, size=60)
+    rows = np.concatenate([(rng.integers(69) + np.arange(n)) % 69 for n in lengths])
+    users, turns = np.repeat(np.arange(60), lengths), 2 * np.pi * np.arange(70)[:, None] / 70 * np.arange(1, 6)
+    vectors = np.concatenate([np.cos(turns), np.sin(turns)], 1).astype(np.float32)
+    about = pa.table({"item": np.arange(70), "vector": list(vectors)})
+    dataset = Dataset.read(pa.table({"user": users, "item": rows, "timestamp": np.arange(len(rows))}), about)
+    return FlexCode(**MODEL).fit(dataset)
+
+
+def test_scores_are_the_log_probabilities_by_teacher_forcing(model):
+    """Over the words that may stand at each place, gathered by hand from the branches' own tables."""
+    network, codes = model.network, model.network.codes
+    history = [10, 11, 12]
+    with torch.inference_mode():
+        encoded = network.encode(Sequences.of([history] * len(codes)))
+        query, expected = network.query(network.write(*encoded, codes)), 0
+        for place, blocks in enumerate(model.quantizer.blocks):
+            table = torch.cat([network.embedding[block] for block in blocks])
+            expected = expected + F.log_softmax(query[:, place] @ table.T, 1).gather(1, codes[:, [place]])[:, 0]
+    scores = model.scores(Sequences.of([history]))[0]
+    reached = np.isfinite(scores)
+    assert reached.sum() == 50
+    np.testing.assert_allclose(scores[reached], expected.numpy()[reached], rtol=1e-4, atol=1e-4)
+    targets = model._batches(Sequences.of([[0, 1]]), 1)[0]
+    assert np.isfinite(model._loss(targets).item())
+
+
+def test_a_word_has_one_embedding_wherever_it_stands(model):
+    network = model.network
+    first = network.rows(torch.tensor(0), torch.tensor(12 + 3))  # semantic level 0, word 3, in an id without collaborative codes
+    later = network.rows(torch.tensor(2), torch.tensor(12 + 3))  # the same behind two collaborative ones
+    other = network.rows(torch.tensor(2), torch.tensor(2 * 12 + 3))
+    assert first == later != other
+
+
+def test_a_new_item_has_semantic_codes_alone_and_is_found_at_once(model, tmp_path):
+    like = np.asarray(model.dataset.items["vector"][12].as_py(), np.float32)
+    larger = model.with_items(pa.table({"item": [700], "vector": [like.tolist()]}))
+    codes = larger.catalogue()[1][-1]
+    assert (codes[:3] // 12 == [1, 2, 3]).all()  # semantic levels 0, 1, 2
+    ids, scores = larger.recommend([[10, 11]], k=71, exclude_seen=False)
+    assert 700 in ids[0] and np.isfinite(scores[0]).all() and len(ids[0]) == 71
+    assert len(model.recommend([[10, 11]], k=71, exclude_seen=False)[0][0]) == 70  # the one before knows nothing of it
+    larger.save(tmp_path / "larger")
+    again = Recommender.load(tmp_path / "larger")
+    assert again.recommend([[10, 11]], k=5) == larger.recommend([[10, 11]], k=5)
+    assert larger.with_items(pa.table({"item": [701], "vector": [like.tolist()]})).dataset.n_items == 72
+
+
+def test_the_report_page_draws_the_split(model):
+    page = render({"title": "t", "model": "flexcode", "metrics": {}, "codebook": model.report})
+    assert "Codes by popularity" in page and "collaborative" in page
+
+
+def test_the_semantic_branch_is_tigers_quantizer(model):
+    vectors = model.catalogue()[0]
+    seen = model._counts > 0
+    semantic = vectors[:, : vectors.shape[1] - 8 - FEATURES]
+    alone = RQVAE(seed=model.recipe.training.seed, **model.recipe.rqvae.model_dump()).fit(semantic[seen])
+    assert alone.width == model.quantizer._branch("semantic").width
