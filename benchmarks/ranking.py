@@ -2,10 +2,13 @@
 
     python benchmarks/ranking.py DATA --out FILE                          # every ranker, one seed
     python benchmarks/ranking.py DATA --models dcnv2,tokenformer --seeds 0,1,2 --set epochs=10 --out FILE
+    python benchmarks/ranking.py DATA --seeds 0,1,2 --work FOLDER --out FILE   # what is finished in FOLDER is not fitted again
     python benchmarks/ranking.py DATA --protocol frappe --out FILE        # 7:2:1 of rows, two even negatives, no history: as NFM
+    python benchmarks/ranking.py DATA --spectra PICTURE.svg --models transformer,tokenformer,nlir,bfts --out FILE
     python benchmarks/ranking.py --speed --out FILE                       # step time of 2F2S and 4F, 500 candidates for one user
 
-The interval is of the AUC's difference to the plain Transformer of the same seed: paired bootstrap over users.
+The interval is of the AUC's difference to the plain Transformer, of the same seed and of the means over seeds: paired bootstrap over
+users. Epochs end where validation AUC no longer rises.
 """
 
 from __future__ import annotations
@@ -25,8 +28,9 @@ from asymrec.data import Dataset
 from asymrec.machine import facts
 from asymrec.ranking import RANKERS, ExamplesConfig, Impressions, Schema, Tables, make
 from asymrec.ranking.metrics import compare, measure
+from asymrec.ranking.spectra import spectra
 
-MODELS = "transformer,tokenformer,nlir,bfts,sliding,linear,deepfm,dcnv2,din"  # what others are compared with first
+MODELS = "transformer,tokenformer,nlir,bfts,sliding,hstu,onetrans,linear,deepfm,dcnv2,din"  # what others are compared with first
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "user": {},
     "frappe": {"split_by": "random", "validation_share": 0.2, "test_share": 0.1, "negatives": 2, "power": 0.0, "avoid": "user"},
@@ -41,23 +45,94 @@ def table(arguments: argparse.Namespace) -> dict[str, Any]:
     parts = make(tables, schema, ExamplesConfig(**PROTOCOLS[arguments.protocol]))
     labels, users = parts.test.labels[:, 0], parts.test.users
     settings, rows, predicted = parse_settings(arguments.set), [], {}
-    for seed in map(int, arguments.seeds.split(",")):
-        for name in arguments.models.split(","):
-            start = time.process_time()
-            ranker = RANKERS[name](schema, seed=seed, **settings).fit(parts.train, parts.validation)
-            seconds = time.process_time() - start
-            predicted[name, seed] = ranker.predict(parts.test)
-            row = {
-                **{"model": name, "seed": seed, "epochs": len(ranker.log), "best": max(entry["auc"] for entry in ranker.log)},
-                **measure(labels, predicted[name, seed], users),
-                **{"parameters": sum(p.numel() for p in ranker.network.parameters()), "cpu_seconds": seconds},
-            }
+    seeds, names = [int(seed) for seed in arguments.seeds.split(",")], arguments.models.split(",")
+    for seed in seeds:
+        for name in names:
+            row, predicted[name, seed] = fitted(name, seed, schema, settings, parts, arguments.work)
             if name != "transformer" and ("transformer", seed) in predicted:
                 found = compare(labels, predicted[name, seed], predicted["transformer", seed], users)
                 row["over_transformer"] = [found.difference, found.low, found.high]
             rows.append(row)
             print({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}, flush=True)
-    return {"data": Path(arguments.data).name, "protocol": arguments.protocol, "schema": schema.model_dump(mode="json"), "rows": rows}
+    means = [over_seeds(name, seeds, rows, predicted, labels, users) for name in names]
+    about = {"data": Path(arguments.data).name, "protocol": arguments.protocol, "schema": schema.model_dump(mode="json")}
+    return about | {"impressions": [len(part) for part in vars(parts).values()], "rows": rows, "means": means}
+
+
+def fitted(name: str, seed: int, schema: Schema, settings: dict, parts: Any, work: Path | None) -> tuple[dict[str, Any], np.ndarray]:
+    """A row and the test's predictions; from `work`, where an earlier run of these settings left them."""
+    kept = work and work / f"{name}-{seed}.json"
+    asked = {"settings": settings, "schema": schema.model_dump(mode="json")}
+    if kept and kept.exists() and (held := json.loads(kept.read_text(encoding="utf-8")))["asked"] == asked:
+        return held["row"], np.load(kept.with_suffix(".npy"), allow_pickle=False)
+    start = time.process_time()
+    ranker = RANKERS[name](schema, seed=seed, **settings).fit(parts.train, parts.validation)
+    seconds, predicted = time.process_time() - start, ranker.predict(parts.test)
+    row = {
+        **{"model": name, "seed": seed, "epochs": len(ranker.log), "best": max(entry["auc"] for entry in ranker.log)},
+        **measure(parts.test.labels[:, 0], predicted, parts.test.users),
+        **{"parameters": sum(p.numel() for p in ranker.network.parameters()), "cpu_seconds": seconds},
+    }
+    if kept:
+        work.mkdir(parents=True, exist_ok=True)
+        np.save(kept.with_suffix(".npy"), predicted)
+        kept.write_text(json.dumps({"asked": asked, "row": row}), encoding="utf-8")
+    return row, predicted
+
+
+def over_seeds(name: str, seeds: list[int], rows: list[dict], predicted: dict, labels: np.ndarray, users: np.ndarray) -> dict[str, Any]:
+    own = [row for row in rows if row["model"] == name]
+    mean = {key: float(np.mean([row[key] for row in own])) for key in ("auc", "gauc", "log_loss", "cpu_seconds")}
+    aucs = [row["auc"] for row in own]
+    found = {"model": name, "seeds": len(own), **mean, "auc_least": min(aucs), "auc_most": max(aucs)}
+    if name != "transformer" and all(("transformer", seed) in predicted for seed in seeds):
+        sides = (np.stack([predicted[each, seed] for seed in seeds]) for each in (name, "transformer"))
+        difference = compare(labels, *sides, users)
+        found["over_transformer"] = [difference.difference, difference.low, difference.high]
+    return found
+
+
+def draw_spectra(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Effective rank by layer and kind of token, and singular values of the behaviours, as a picture and as numbers."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "ranking"
+    from matplotlib import pyplot
+
+    tables = Tables.read(arguments.data)
+    schema = Schema.infer(tables)
+    parts = make(tables, schema, ExamplesConfig())
+    some = parts.validation.take(np.arange(0, len(parts.validation), max(1, len(parts.validation) // 4000)))
+    figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    found = {}
+    for name in arguments.models.split(","):
+        ranker = RANKERS[name](schema, seed=int(arguments.seeds.split(",")[0]), **parse_settings(arguments.set)).fit(
+            parts.train, parts.validation
+        )
+        found[name] = spectra(ranker, some)
+        for kind, axis in zip(("behaviours", "targets"), axes):
+            own = [(one.layer, one.effective_rank) for one in found[name] if one.kind == kind]
+            axis.plot(*zip(*own), marker="o", label=name)
+            axis.set(xlabel="layer (0: what enters the first)", title=f"effective rank, {kind}")
+        last = max((one for one in found[name] if one.kind == "behaviours"), key=lambda one: one.layer)
+        axes[2].semilogy(
+            np.arange(1, len(last.singular_values) + 1), np.maximum(last.singular_values, 1e-6), label=f"{name}, layer {last.layer}"
+        )
+        print(name, [(one.layer, one.kind, one.tokens, round(one.effective_rank, 2)) for one in found[name]], flush=True)
+    axes[2].set(xlabel="number", title="singular values, behaviours' last layer")
+    axes[0].legend(fontsize=7)
+    axes[2].legend(fontsize=7)
+    figure.savefig(arguments.spectra, metadata={"Date": None})
+    rows = {
+        name: [
+            {"layer": one.layer, "kind": one.kind, "tokens": one.tokens, "effective_rank": one.effective_rank,
+             "singular_values": [round(float(value), 6) for value in one.singular_values]}
+            for one in own
+        ]
+        for name, own in found.items()
+    }  # fmt: skip
+    return {"data": Path(arguments.data).name, "impressions": len(some), "rows": rows}
 
 
 def made(users: int, length: int, items: int = 2000) -> tuple[Tables, Schema]:
@@ -130,10 +205,14 @@ def main() -> None:
     parser.add_argument("--protocol", choices=PROTOCOLS, default="user")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--spectra", type=Path, help="draw the spectra of these token models into this .svg")
+    parser.add_argument("--work", type=Path, help="folder that keeps what is finished")
     parser.add_argument("--out", type=Path, help="JSON log")
     arguments = parser.parse_args()
-    found = (speed() if arguments.speed else table(arguments)) | {"settings": arguments.set, "machine": facts()}
-    print(json.dumps(found if arguments.speed else found["rows"], indent=1))
+    found = speed() if arguments.speed else draw_spectra(arguments) if arguments.spectra else table(arguments)
+    found = found | {"settings": arguments.set, "machine": facts()}
+    if not arguments.spectra:
+        print(json.dumps(found if arguments.speed else found["rows"], indent=1))
     if arguments.out:
         arguments.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

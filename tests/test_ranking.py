@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from asymrec.data import Dataset
 from asymrec.errors import ConfigError, DataError, RunError
@@ -10,6 +11,7 @@ from asymrec.ranking import RANKERS, ExamplesConfig, Impressions, Ranker, Schema
 from asymrec.ranking.encoders import NOTHING, UNSEEN, Encoder
 from asymrec.ranking.metrics import auc
 from asymrec.ranking.schema import Field
+from asymrec.ranking.spectra import spectra
 
 QUICK = {"width": 16, "heads": 2, "ffn": 16, "embedding": 8, "epochs": 4, "learning_rate": 1e-2, "hidden": (16,), "batch": 64}
 
@@ -146,3 +148,25 @@ def test_a_ranker_without_history(name, tables, schema):
     parts = make(tables, bare)
     ranker = RANKERS[name](bare, **QUICK).fit(parts.train, parts.validation)
     assert auc(parts.test.labels[:, 0], ranker.predict(parts.test)) > 0.8
+
+
+def test_spectra_are_those_of_the_tokens(tables, schema):
+    parts = make(tables, schema)
+    ranker = RANKERS["tokenformer"](schema, **(QUICK | {"epochs": 1})).fit(parts.train, parts.validation)
+    layers = len(ranker.network.layers.layers)
+    few = parts.test.take(np.arange(40))
+    found = {(one.layer, one.kind): one for one in spectra(ranker, few)}
+    assert {kind for layer, kind in found if layer == 0} == {"static", "behaviours", "targets"}
+    assert [kind for layer, kind in found if layer == layers] == ["targets"]
+    last = found[layers, "targets"]
+    assert last.tokens == 40 and last.singular_values[0] == 1 and (np.diff(last.singular_values) <= 0).all()
+    seen = []
+    hook = ranker.network.layers.layers[-1].register_forward_hook(lambda _, inputs, out: seen.append(out.targets[:, 0]))
+    ranker.predict(few, share=False)
+    hook.remove()
+    tokens = torch.cat(seen).double().numpy()
+    values = np.linalg.svd(tokens - tokens.mean(0), compute_uv=False)
+    np.testing.assert_allclose(last.singular_values[: len(values)], values / values[0], atol=1e-5)
+    assert 1 < last.effective_rank < tokens.shape[1]
+    with pytest.raises(ConfigError, match="no layers of tokens"):
+        spectra(RANKERS["linear"](schema, **QUICK).fit(parts.train, parts.validation), few)

@@ -57,3 +57,14 @@ def test_what_cannot_be_measured_is_told():
         auc(np.array([0, 1]), np.array([0.1, np.nan]))
     with pytest.raises(EvaluationError, match="0 or 1"):
         auc(np.array([0, 2]), np.array([0.1, 0.2]))
+
+
+def test_several_runs_are_compared_by_their_mean():
+    random = np.random.default_rng(0)
+    labels, users = random.integers(0, 2, 400), random.integers(0, 40, 400)
+    good, bad = (labels + noise * random.normal(size=(3, 400)) for noise in (1.0, 3.0))
+    found = compare(labels, good, bad, users)
+    assert found.difference == pytest.approx(np.mean([auc(labels, one) for one in good]) - np.mean([auc(labels, one) for one in bad]))
+    assert found.low < found.difference < found.high and found.low > 0
+    one = compare(labels, good[:1], bad[:1], users)
+    assert one == compare(labels, good[0], bad[0], users)

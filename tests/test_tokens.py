@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from asymrec.nn.tokens import Rotary, Stream, TokenLayers, by_blocks, by_square, prefix_mask, reach
+from asymrec.nn.token_rivals import HSTULayer, MixedLayer, distance_buckets, full_mask
+from asymrec.nn.tokens import Rotary, Stream, TokenLayer, TokenLayers, by_blocks, by_square, prefix_mask, reach
 
 SHAPES = [[None, None], [None, 4, 2], [5, 3], [4, None, 2], [None, None, 2, 1]]
 
@@ -19,7 +20,7 @@ def stream(B=3, M=2, T=14, K=3, lengths=(14, 9, 3), cuts=((14, 14, 14), (14, 12,
 
 def layers(windows, gate=True, bands=True):
     torch.manual_seed(1)
-    found = TokenLayers(16, 2, 24, 0.0, windows, gate, bands)
+    found = TokenLayers([TokenLayer(16, 2, 24, 0.0, window, gate, bands) for window in windows], windows, 16)
     if gate:
         for layer in found.layers:
             torch.nn.init.normal_(layer.gate.weight)
@@ -74,20 +75,62 @@ def test_every_target_is_what_the_rule_says(windows, gate):
             assert torch.allclose(found[row, target], by_the_rule(network, s, row, target), atol=1e-5)
 
 
+def padded(s, more=6):
+    garbage = torch.randn(len(s.columns), more, s.columns.shape[2])
+    columns, places, valid = torch.cat([garbage, s.columns], 1), F.pad(s.places, (more, 0)), F.pad(s.valid, (more, 0))
+    return Stream(s.static, columns, s.targets, places, s.target_places, valid, s.cuts + more)
+
+
 @pytest.mark.parametrize("windows", SHAPES, ids=str)
 def test_more_padding_moves_nothing(windows):
     s, network = stream(), layers(windows)
-    garbage = torch.randn(3, 6, 16)
-    wider = Stream(
-        s.static,
-        torch.cat([garbage, s.columns], 1),
-        s.targets,
-        F.pad(s.places, (6, 0)),
-        s.target_places,
-        F.pad(s.valid, (6, 0)),
-        s.cuts + 6,
-    )
-    assert torch.allclose(network(s), network(wider), atol=1e-5)
+    assert torch.allclose(network(s), network(padded(s)), atol=1e-5)
+
+
+def rival(name):
+    torch.manual_seed(1)
+    made = [HSTULayer(16, 2, 0.0) if name == "hstu" else MixedLayer(16, 2, 24, 0.0, 2) for _ in range(3)]
+    return TokenLayers(made, [None] * 3, 16).eval()
+
+
+@pytest.mark.parametrize("name", ["hstu", "onetrans"])
+class TestRivals:
+    def test_more_padding_moves_nothing(self, name):
+        s, network = stream(), rival(name)
+        assert torch.allclose(network(s), network(padded(s)), atol=1e-5)
+
+    def test_a_target_sees_the_past_and_itself_alone(self, name):
+        s, network = stream(), rival(name)
+        found = network(s)
+        alone = Stream(s.static, s.columns, s.targets[:, 1:2], s.places, s.target_places[:, 1:2], s.valid, s.cuts[:, 1:2])
+        assert torch.allclose(network(alone)[:, 0], found[:, 1], atol=1e-5)
+        changed = s.columns.clone()
+        changed[:, 12:] = 9.0  # row 1: target 1 sees the columns before 12, target 0 all 14
+        later = network(Stream(**(vars(s) | {"columns": changed})))
+        assert torch.allclose(later[1, 1:], found[1, 1:], atol=1e-5) and not torch.allclose(later[1, 0], found[1, 0], atol=1e-3)
+
+    def test_everything_that_is_seen_matters(self, name):
+        s, network = stream(), rival(name)
+        for part in ("static", "columns", "targets"):
+            other = Stream(**(vars(s) | {part: getattr(s, part).flip(0)}))
+            assert not torch.allclose(network(other)[0], network(s)[0], atol=1e-3)
+
+
+def test_the_whole_mask_by_hand():
+    s = stream(B=1, M=1, T=3, K=2, lengths=(2,), cuts=((3, 2),))
+    assert full_mask(s)[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0],  # static
+        [1, 1, 0, 0, 0, 0],  # an empty column
+        [1, 0, 1, 0, 0, 0],
+        [1, 0, 1, 1, 0, 0],
+        [1, 0, 1, 1, 1, 0],  # a target after both columns
+        [1, 0, 1, 0, 0, 1],  # one after the first
+    ]
+
+
+def test_distances_have_buckets():
+    found = distance_buckets(torch.tensor([[0, 5, 40, 1000]]))[0]
+    assert found[1].tolist() == [5, 0, 0, 0] and 16 < found[2, 0] < found[3, 0] == 31
 
 
 @pytest.mark.parametrize("n", [1, 5, 8, 23])
@@ -108,5 +151,5 @@ def test_static_tokens_reach_a_target_only_through_full_layers():
 
 
 def test_the_gate_starts_as_one_number():
-    network = TokenLayers(16, 2, 24, 0.0, [None], True)
-    assert torch.sigmoid(network.layers[0].gate(torch.randn(4, 16))).unique().tolist() == [pytest.approx(0.7311, abs=1e-4)]
+    layer = TokenLayer(16, 2, 24, 0.0, None, True)
+    assert torch.sigmoid(layer.gate(torch.randn(4, 16))).unique().tolist() == [pytest.approx(0.7311, abs=1e-4)]

@@ -218,13 +218,13 @@ class TokenLayers(nn.Module):
     """Layers over a Stream -> targets [B, K, width], normed.
 
     Args:
+        layers: each takes a Stream, whether static tokens are needed further on, and the first column that is, and gives a Stream.
         windows: of each layer; None: full.
     """
 
-    def __init__(self, width: int, heads: int, ffn: int, dropout: float, windows: list[int | None], gate: bool, bands: bool = True):
+    def __init__(self, layers: list[nn.Module], windows: list[int | None], width: int):
         super().__init__()
-        self.windows = windows
-        self.layers = nn.ModuleList(TokenLayer(width, heads, ffn, dropout, window, gate, bands) for window in windows)
+        self.windows, self.layers = windows, nn.ModuleList(layers)
         self.norm = nn.RMSNorm(width, eps=1e-6)
 
     def forward(self, s: Stream) -> Tensor:

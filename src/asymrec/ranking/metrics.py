@@ -91,16 +91,22 @@ class Difference:
 
 
 def compare(labels: np.ndarray, a: np.ndarray, b: np.ndarray, users: np.ndarray, draws: int = 1000, seed: int = 0) -> Difference:
-    """Paired bootstrap of the AUC over users: a user's impressions are drawn together, for they are not independent."""
+    """Paired bootstrap of the AUC over users: a user's impressions are drawn together, for they are not independent.
+
+    a, b: scores [n], or [runs, n] of several seeds, whose mean AUC is compared.
+    """
+    a, b = np.atleast_2d(a), np.atleast_2d(b)
     weights_of, users = np.unique(users, return_inverse=True)
     random = np.random.default_rng(seed)
-    sides = [_Weighted(labels, scores) for scores in (a, b)]
+    sides = [[_Weighted(labels, scores) for scores in runs] for runs in (a, b)]
     found = np.empty(draws)
     for draw in range(draws):
         weights = np.bincount(random.integers(len(weights_of), size=len(weights_of)), minlength=len(weights_of))[users]
-        found[draw] = sides[0].auc(weights) - sides[1].auc(weights)
+        first, second = (np.mean([run.auc(weights) for run in side]) for side in sides)
+        found[draw] = first - second
     low, high = np.nanquantile(found, (0.025, 0.975))
-    return Difference(auc(labels, a) - auc(labels, b), float(low), float(high))
+    means = [float(np.mean([auc(labels, run) for run in runs])) for runs in (a, b)]
+    return Difference(means[0] - means[1], float(low), float(high))
 
 
 class _Weighted:

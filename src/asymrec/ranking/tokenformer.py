@@ -14,15 +14,19 @@ and two windowed without), `sliding` (4S, no full layer). Without the gate the f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from asymrec.errors import ConfigError
-from asymrec.nn.tokens import Stream, TokenLayers
+from asymrec.nn.token_rivals import HSTULayer, MixedLayer
+from asymrec.nn.tokens import Stream, TokenLayer, TokenLayers
 from asymrec.ranking.batches import Batch
 from asymrec.ranking.ranker import Features, Ranker, RankerConfig
+
+Layers = Callable[[RankerConfig, int, list[int | None]], list[nn.Module]]
 
 
 class TokenFormer(Ranker):
@@ -35,7 +39,13 @@ class TokenFormer(Ranker):
             raise ConfigError(f"width {config.width} must be a multiple of twice the heads ({config.heads}): RoPE turns pairs")
         if config.full + len(config.windows) < 1 or min(config.windows, default=1) < 1:
             raise ConfigError("a token model has at least one layer, and windows of at least 1")
-        return TokenNetwork(features, config, tasks)
+        return TokenNetwork(features, config, tasks, self._layers)
+
+    @staticmethod
+    def _layers(config: RankerConfig, static: int, windows: list[int | None]) -> list[nn.Module]:
+        """config's layers over a stream of so many static tokens."""
+        ffn = config.ffn if config.gate else config.ffn + (config.width + 1) // 3
+        return [TokenLayer(config.width, config.heads, ffn, config.dropout, window, config.gate) for window in windows]
 
 
 class Transformer(TokenFormer):
@@ -58,10 +68,39 @@ class Sliding(TokenFormer):
     defaults: ClassVar = {"full": 0, "windows": (64, 48, 32, 16)}
 
 
+class HSTURanker(TokenFormer):
+    """Layers as HSTU's, eight of them: they have half the parameters of a layer with a feed-forward part."""
+
+    name = "hstu"
+    defaults: ClassVar = {"full": 8, "windows": ()}
+
+    @staticmethod
+    def _layers(config: RankerConfig, static: int, windows: list[int | None]) -> list[nn.Module]:
+        _without_windows(windows, "hstu")
+        return [HSTULayer(config.width, config.heads, config.dropout) for _ in windows]
+
+
+class OneTrans(TokenFormer):
+    """Layers as OneTrans's, two of them: the matrices of its own that each field has make them several times as large."""
+
+    name = "onetrans"
+    defaults: ClassVar = {"full": 2, "windows": ()}
+
+    @staticmethod
+    def _layers(config: RankerConfig, static: int, windows: list[int | None]) -> list[nn.Module]:
+        _without_windows(windows, "onetrans")
+        return [MixedLayer(config.width, config.heads, config.ffn, config.dropout, static) for _ in windows]
+
+
+def _without_windows(windows: list[int | None], name: str) -> None:
+    if any(window is not None for window in windows):
+        raise ConfigError(f"{name} has full layers alone: windows must be empty")
+
+
 class TokenNetwork(nn.Module):
     """A Batch -> logits [B, K, tasks]."""
 
-    def __init__(self, features: Features, config: RankerConfig, tasks: int):
+    def __init__(self, features: Features, config: RankerConfig, tasks: int, layers: Layers):
         super().__init__()
         self.features, self.actions = features, config.actions
         width, static = config.width, features.fields["user"] + features.fields["context"]
@@ -72,8 +111,8 @@ class TokenNetwork(nn.Module):
         self.static = nn.Parameter(torch.randn(static, features.width, width) * features.width**-0.5)
         self.static_bias = nn.Parameter(torch.randn(static, width) * 0.05)  # tells the fields apart
         self.separators = nn.Parameter(torch.randn(2, width) * 0.05)
-        ffn = config.ffn if config.gate else config.ffn + (width + 1) // 3
-        self.layers = TokenLayers(width, config.heads, ffn, config.dropout, [None] * config.full + list(config.windows), config.gate)
+        windows = [None] * config.full + list(config.windows)
+        self.layers = TokenLayers(layers(config, static, windows), windows, width)
         self.head = nn.Linear(width, tasks)
         self.dropout = nn.Dropout(config.dropout)
 
