@@ -7,6 +7,7 @@ import torch
 
 from asymrec.data import Dataset
 from asymrec.errors import ConfigError, DataError, RunError
+from asymrec.nn.fields import FieldEmbeddings
 from asymrec.ranking import RANKERS, ExamplesConfig, Impressions, Ranker, Schema, Tables, make
 from asymrec.ranking.encoders import NOTHING, UNSEEN, Encoder
 from asymrec.ranking.metrics import auc
@@ -148,6 +149,39 @@ def test_a_ranker_without_history(name, tables, schema):
     parts = make(tables, bare)
     ranker = RANKERS[name](bare, **QUICK).fit(parts.train, parts.validation)
     assert auc(parts.test.labels[:, 0], ranker.predict(parts.test)) > 0.8
+
+
+def test_a_periodic_number_is_in_units_of_its_spread_and_nothing_is_nothing():
+    column = pa.chunked_array([[10.0, 20.0, 30.0, None, 1000.0]])
+    encoder = Encoder.fit(Field(name="x", kind="periodic", waves=4), column, np.array([1, 2, 1, 1, 0]))
+    found = encoder.encode(column)
+    np.testing.assert_allclose(found[:3, 0], [-(2**0.5), 0, 2**0.5], rtol=1e-6)
+    assert found[:, 1].tolist() == [1, 1, 1, 0, 1] and found.dtype == np.float32
+    np.testing.assert_array_equal(Encoder.restore(encoder.state()).encode(column), found)
+    torch.manual_seed(0)
+    table = FieldEmbeddings(["periodic"], [encoder.size], 8)
+    embedded = table([torch.from_numpy(found)])
+    assert embedded.shape == (5, 1, 8) and (embedded[3] == 0).all() and (embedded[:3] != 0).any()
+    layer, x = table.tables[0], torch.tensor(found[0, 0])
+    angle = 2 * np.pi * layer.frequency * x
+    expected = torch.relu(layer.linear(torch.cat([angle.sin(), angle.cos()])))
+    torch.testing.assert_close(embedded[0, 0], expected)
+    with pytest.raises(DataError, match="is no number"):
+        Encoder.fit(Field(name="x", kind="periodic"), pa.chunked_array([["a"]]), np.ones(1, int))
+
+
+def test_a_number_that_decides_is_learned_by_waves():
+    random = np.random.default_rng(0)
+    users, items = np.repeat(np.arange(60), 20), random.integers(0, 30, 1200)
+    hour = random.uniform(0, 24, 1200)
+    rating = np.where((hour > 8) & (hour < 16), 5, 1)
+    shown = pa.table({"user_id": users, "item_id": items, "timestamp": np.arange(1200), "hour": hour, "rating": rating})
+    tables = Tables(Dataset.read(shown, pa.table({"item_id": np.arange(30)})))
+    schema = Schema.of({"item": [{"name": "item_id"} | {"kind": "category"}], "context": [{"name": "hour", "kind": "periodic"}],
+                        "history": {"length": 0}, "labels": [{"column": "rating", "at_least": 4}]})  # fmt: skip
+    parts = make(tables, schema)
+    ranker = RANKERS["deepfm"](schema, **(QUICK | {"epochs": 15})).fit(parts.train, parts.validation)
+    assert auc(parts.test.labels[:, 0], ranker.predict(parts.test)) > 0.9
 
 
 def test_spectra_are_those_of_the_tokens(tables, schema):

@@ -1,6 +1,7 @@
 """Columns as whole numbers: vocabularies and quantiles from the training part, with a place for what it did not hold.
 
-Number 0 is nothing (null, an empty place), 1 is rare or unseen, known values follow.
+Number 0 is nothing (null, an empty place), 1 is rare or unseen, known values follow. A periodic number is kept as a number, in units of
+its spread in training, and beside it whether it is there.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ NOTHING, UNSEEN, KNOWN = 0, 1, 2
 class Encoder:
     """One field's numbers.
 
-    size: how many numbers there are (vector, text: the width). places: how many a row has (1 but for values and code).
+    size: how many numbers there are (vector, text: the width; periodic: the waves). places: how many a row has (1 but for values and code).
     """
 
     def __init__(self, field: Field, values: list[str] | None = None, edges: list[float] | None = None, sizes: list[int] | None = None):
@@ -30,6 +31,8 @@ class Encoder:
     def size(self) -> int:
         if self.field.kind in ("vector", "text"):
             return self.sizes[0]
+        if self.field.kind == "periodic":
+            return self.field.waves
         if self.field.kind == "code":
             return 1 + sum(self.sizes)
         return KNOWN + len(self.values) if self.edges is None else 2 + len(self.edges)
@@ -44,6 +47,12 @@ class Encoder:
             seen = _numbers(field, column)[counts > 0]
             quantiles = np.nanquantile(seen, np.arange(1, field.bins) / field.bins) if np.isfinite(seen).any() else []
             return cls(field, edges=np.unique(quantiles).tolist())
+        if field.kind == "periodic":
+            numbers = _numbers(field, column)
+            seen = np.repeat(numbers, counts)
+            seen = seen[np.isfinite(seen)]
+            spread = float(seen.std()) if len(seen) else 0.0
+            return cls(field, edges=[float(seen.mean()) if len(seen) else 0.0, spread or 1.0])
         if field.kind in ("vector", "text"):
             return cls(field, sizes=[_vectors(field, column).shape[1]])
         if field.kind == "code":
@@ -57,8 +66,12 @@ class Encoder:
         return cls(field, values=sorted(encoded.dictionary.take(pa.array(kept)).to_pylist()))
 
     def encode(self, column: pa.ChunkedArray) -> np.ndarray:
-        """int64 [rows], int64 [rows, longest | codes] of values and code, float32 [rows, width] of vector and text."""
+        """int64 [rows], int64 [rows, longest | codes] of values and code, float32 [rows, width] of vector and text,
+        float32 [rows, 2] of periodic: the number, and 1 where it is there."""
         field = self.field
+        if field.kind == "periodic":
+            numbers = (_numbers(field, column) - self.edges[0]) / self.edges[1]
+            return np.stack([np.nan_to_num(numbers), np.isfinite(numbers)], 1).astype(np.float32)
         if field.kind == "numeric":
             numbers = _numbers(field, column)
             return np.where(np.isnan(numbers), NOTHING, 1 + np.searchsorted(self.edges, numbers, side="right"))

@@ -38,12 +38,14 @@ class Field(Section):
     """One column as a feature."""
 
     name: str = Setting(description="column of the table")
-    kind: Literal["category", "numeric", "values", "vector", "text", "code"] = Setting(
-        description="category; numeric (quantile bins); values: a list of categories; vector: a list of numbers; text: a sentence "
-        "encoder's vector; code: a list of an item's discrete codes, MHQ's for example"
+    kind: Literal["category", "numeric", "periodic", "values", "vector", "text", "code"] = Setting(
+        description="category; numeric (quantile bins); periodic: a number by learned waves, smooth where bins have steps; values: a list "
+        "of categories; vector: a list of numbers; text: a sentence encoder's vector; code: a list of an item's discrete codes, MHQ's for "
+        "example"
     )
     floor: int = Setting(2, ge=1, description="category, values: what training holds less often is read as rare")
     bins: int = Setting(16, ge=2, description="numeric: quantiles")
+    waves: int = Setting(16, ge=1, description="periodic: frequencies")
     longest: int = Setting(8, ge=1, description="values: how many are read of a row")
     encoder: str = Setting("hashed", description="text: as in the settings of item vectors")
 
