@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from asymrec.cli_rank import rank
 from asymrec.errors import AsymrecError, RunError, UnknownIdError
 from asymrec.version import __version__
 
@@ -52,6 +53,8 @@ app = typer.Typer(
     help="Generative recommendation: fit on two tables, evaluate, recommend.",
 )
 
+app.add_typer(rank, name="rank")
+
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, made by `asymrec fit`.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -79,7 +82,7 @@ def fit(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="asymrec (default), fusion, sasrec, sasrec+content, hstu, rpg, tiger, counts, ease, itemknn or popularity.",
+            help="asymrec (default), fusion, sasrec, sasrec+content, hstu, rpg, tiger, flexcode, counts, ease, itemknn or popularity.",
         ),
     ] = None,
     config: Annotated[str | None, typer.Option(metavar="FILE", help="Settings as YAML, or a preset such as paper.")] = None,

@@ -42,8 +42,9 @@ class Progress(Listener):
         self._close()
         self.epochs, last = len(log), log[-1]
         best = ", the best so far" if last["best"] else ""
+        figure = f"NDCG@10 {last['ndcg@10']:.4f}" if "ndcg@10" in last else f"AUC {last['auc']:.4f}"  # of a recommender, of a ranker
         print(
-            f"epoch {last['epoch']:>3}  loss {last['loss']:.4f}  validation NDCG@10 {last['ndcg@10']:.4f}  {last['seconds']:.1f} s{best}",
+            f"epoch {last['epoch']:>3}  loss {last['loss']:.4f}  validation {figure}  {last['seconds']:.1f} s{best}",
             file=sys.stderr,
             flush=True,
         )

@@ -1,0 +1,129 @@
+"""A fitted ranker in a folder of its own, with the tables it was fitted on: what `asymrec rank` writes and reads.
+
+    ranker/         weights, vocabularies, schema, settings
+    dataset/ users.parquet      the tables
+    metrics.json    how impressions were made, figures of the test part, environment; written last
+
+The folder takes its place in one step; one that was there before stays until then.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asymrec import machine
+from asymrec.errors import AsymrecError, ConfigError, RunError
+from asymrec.files import atomic, recover
+from asymrec.ranking.examples import ExamplesConfig, Impressions, make
+from asymrec.ranking.metrics import measure
+from asymrec.ranking.ranker import RANKERS, Ranker
+from asymrec.ranking.schema import Schema, Tables, checked
+from asymrec.training.listener import Listener
+from asymrec.training.loop import QUIET
+from asymrec.version import __version__
+
+FORMAT = 1
+
+
+def fit_ranker(
+    data: str | Path,
+    folder: str | Path,
+    *,
+    ranker: str = "tokenformer",
+    schema: str | Path | None = None,
+    settings: dict[str, Any] | None = None,
+    examples: dict[str, Any] | None = None,
+    overwrite: bool = False,
+    listener: Listener = QUIET,
+) -> dict[str, Any]:
+    """Fit a ranker on the impressions of a data folder, measure it on their test part, keep it.
+
+    Args:
+        data: folder with interactions.*, items.* and, where there is one, users.*.
+        ranker: a name in `RANKERS`. schema: YAML file; inferred when None. settings: of the ranker. examples: of `ExamplesConfig`.
+    Returns the facts of `metrics.json`.
+    Raises RunError: the folder is in the way. ConfigError: an unknown name (the nearest is named), an impossible value. DataError.
+    """
+    folder = Path(folder)
+    recover(folder)
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file: choose another folder")
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / "ranker" / "ranker.json").exists():
+            raise RunError(f"{folder} is there and holds no ranker: choose another")
+        if not overwrite:
+            raise RunError(f"{folder} holds a ranker already: choose another folder, or replace it with --overwrite")
+    if ranker not in RANKERS:
+        near = difflib.get_close_matches(ranker, RANKERS, n=1)
+        raise ConfigError(f"unknown ranker '{ranker}'; " + (f"did you mean '{near[0]}'?" if near else f"there are {', '.join(RANKERS)}"))
+    config = checked(ExamplesConfig, examples or {}, "examples")
+    listener.stage("read the tables")
+    tables = Tables.read(data)
+    found = Schema.infer(tables) if schema is None else Schema.read(schema)
+    model = RANKERS[ranker](found, **settings or {})
+    parts = make(tables, found, config)
+    listener.stage(f"fit {ranker} on {len(parts.train):,} impressions")
+    begun = time.process_time()
+    model.fit(parts.train, parts.validation, listener)
+    facts = {
+        **{"format": FORMAT, "asymrec": __version__, "ranker": ranker, "data": Path(data).resolve().name},
+        **{"examples": config.model_dump(mode="json"), "parameters": sum(each.numel() for each in model.network.parameters())},
+        **{"log": model.log, "cpu_seconds": time.process_time() - begun, "environment": machine.facts(model.config.device)},
+        "metrics": measure(parts.test.labels[:, 0], model.predict(parts.test), parts.test.users),
+    }
+    with atomic(folder) as temporary:
+        temporary.mkdir()
+        model.save(temporary / "ranker")
+        tables.save(temporary)
+        (temporary / "metrics.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    return facts
+
+
+def load_ranker(folder: str | Path) -> tuple[Ranker, Tables, dict[str, Any]]:
+    """What `fit_ranker` left: the ranker, its tables, the facts. Raises RunError: not there, damaged, of another format."""
+    folder = Path(folder)
+    recover(folder)
+    try:
+        facts = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        if facts["format"] != FORMAT:
+            raise RunError(f"{folder} was written by asymrec {facts['asymrec']} in format {facts['format']}; this version reads {FORMAT}")
+        return Ranker.load(folder / "ranker"), Tables.load(folder), facts
+    except RunError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AsymrecError) as error:
+        raise RunError(f"cannot read the ranker in {folder}: {' '.join(str(error).split())[:200]}") from None
+
+
+def evaluate_ranker(folder: str | Path) -> dict[str, Any]:
+    """The test part's figures again, from the folder alone; raises as `load_ranker`."""
+    ranker, tables, facts = load_ranker(folder)
+    test = make(tables, ranker.schema, ExamplesConfig(**facts["examples"])).test
+    return measure(test.labels[:, 0], ranker.predict(test), test.users)
+
+
+def score_items(ranker: Ranker, tables: Tables, user: int, items: np.ndarray, context: dict[str, Any] | None = None) -> np.ndarray:
+    """float32 [n]: the probability of each item (int rows) for a user (a row), after all that the tables hold of the user.
+
+    context: a value for each context field of the schema. Raises ConfigError: one is missing, or not known.
+    """
+    import pyarrow as pa
+
+    wanted, given = [field.name for field in ranker.schema.context], context or {}
+    if missing := [name for name in wanted if name not in given]:
+        raise ConfigError(f"this ranker reads {', '.join(wanted)} of the context: {missing[0]} is missing")
+    if unknown := [name for name in given if name not in wanted]:
+        raise ConfigError(f"this ranker reads no context '{unknown[0]}'" + (f"; it reads {', '.join(wanted)}" if wanted else ""))
+    table = None
+    if wanted:
+        kinds = {name: tables.column("context", name).type for name in wanted}
+        try:
+            table = pa.table({name: pa.array([given[name]]).cast(kinds[name]) for name in wanted})
+        except pa.ArrowException as error:
+            raise ConfigError(f"context: {error}") from None
+    return ranker.predict(Impressions.of(tables, np.array([user]), [np.asarray(items)], table))

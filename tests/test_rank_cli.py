@@ -1,0 +1,117 @@
+"""`asymrec rank` from the command line: the schema, a fit, figures, probabilities, and what is told of bad input."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from small import contents, here
+
+from asymrec.errors import ConfigError, RunError
+from asymrec.ranking.folders import evaluate_ranker, fit_ranker, load_ranker, score_items
+
+QUICK = ["--set", "epochs=2", "--set", "embedding=8", "--set", "batch=64", "--set", "learning_rate=0.01"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """40 users see 30 items; they like those whose number has their parity; the weather is known."""
+    folder, random = tmp_path_factory.mktemp("shop"), np.random.default_rng(0)
+    users, items = np.repeat(np.arange(40), 20), np.concatenate([random.permutation(30)[:20] for _ in range(40)])
+    rating = np.where(users % 2 == items % 2, 5, 1)
+    weather = random.choice(["sun", "rain"], len(users))
+    shown = {"user_id": users, "item_id": items, "timestamp": np.tile(np.arange(20), 40), "rating": rating, "weather": weather}
+    pq.write_table(pa.table(shown), folder / "interactions.parquet")
+    pq.write_table(pa.table({"item_id": np.arange(30), "parity": np.arange(30) % 2}), folder / "items.parquet")
+    pq.write_table(pa.table({"user_id": np.arange(40), "kind": np.arange(40) % 2}), folder / "users.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fitted(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranker") / "r"
+    done = here("rank", "fit", data, "-o", folder, "--ranker", "deepfm", *QUICK, "--set", "epochs=6")
+    assert done.returncode == 0, done.stderr
+    assert "auc" in done.stdout and "validation AUC" in done.stderr
+    return folder
+
+
+def test_the_schema_is_printed_edited_and_read(data, tmp_path):
+    printed = here("rank", "schema", data)
+    assert printed.returncode == 0 and "- {name: weather, kind: category}" in printed.stdout
+    (tmp_path / "schema.yaml").write_text(printed.stdout.replace("context:\n- {name: weather, kind: category}\n", ""))
+    done = here("rank", "fit", data, "-o", tmp_path / "r", "--ranker", "linear", "--schema", tmp_path / "schema.yaml", *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert load_ranker(tmp_path / "r")[0].schema.context == ()
+
+
+def test_a_folder_has_all_that_is_needed(fitted, data):
+    kept = [name for name in contents(fitted) if not name.startswith("dataset/")]
+    assert kept == ["dataset", "metrics.json", "ranker", "ranker/model.safetensors", "ranker/ranker.json", "users.parquet"]
+    facts = json.loads((fitted / "metrics.json").read_text())
+    assert facts["ranker"] == "deepfm" and facts["metrics"]["auc"] > 0.9 and facts["metrics"] == evaluate_ranker(fitted)
+    again = here("rank", "evaluate", fitted, "--json")
+    assert json.loads(again.stdout) == facts["metrics"]
+
+
+def test_items_are_scored_best_first(fitted):
+    done = here("rank", "score", fitted, "--user", "3", "--context", "weather=sun", "-k", "4", "--json")
+    shown = json.loads(done.stdout)
+    assert done.returncode == 0 and [one["id"] % 2 for one in shown] == [1, 1, 1, 1]
+    assert [one["probability"] for one in shown] == sorted((one["probability"] for one in shown), reverse=True)
+    few = json.loads(here("rank", "score", fitted, "--user", "3", "--items", "4,7", "--context", "weather=rain", "--json").stdout)
+    assert [one["id"] for one in few] == [7, 4]
+    ranker, tables, _ = load_ranker(fitted)
+    assert score_items(ranker, tables, 3, [7], {"weather": "rain"})[0] == pytest.approx(few[0]["probability"])
+    assert "probability" in here("rank", "score", fitted, "--user", "3", "--context", "weather=sun").stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["--user", "77"], "77"),
+        (["--user", "3"], "reads weather of the context: weather is missing"),
+        (["--user", "3", "--context", "weather=sun", "--context", "moon=full"], "reads no context 'moon'; it reads weather"),
+        (["--user", "3", "--items", "4,99", "--context", "weather=sun"], "99"),
+    ],
+)
+def test_what_cannot_be_scored_is_told(fitted, arguments, told):
+    done = here("rank", "score", fitted, *arguments)
+    assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_what_cannot_be_fitted_is_told_and_nothing_is_lost(fitted, data, tmp_path):
+    for arguments, told in (
+        ([data, "-o", fitted], "holds a ranker already"),
+        ([data, "-o", data], "holds no ranker: choose another"),
+        ([data, "-o", tmp_path / "x", "--ranker", "deppfm"], "did you mean 'deepfm'"),
+        ([data, "-o", tmp_path / "x", "--set", "epoch=1"], "unknown key 'epoch'"),
+        ([data, "-o", tmp_path / "x", "--examples", "negative=1"], "unknown key 'negative'"),
+        ([tmp_path / "none", "-o", tmp_path / "x"], "no such folder"),
+        ([data, "-o", tmp_path / "x", "--schema", tmp_path / "none.yaml"], "cannot read the schema"),
+    ):
+        done = here("rank", "fit", *arguments)
+        assert done.returncode == 2 and told in done.stderr, done.stderr
+    assert not (tmp_path / "x").exists() and load_ranker(fitted)[2]["ranker"] == "deepfm"
+    with pytest.raises(RunError, match="cannot read the ranker"):
+        load_ranker(tmp_path)
+    with pytest.raises(ConfigError, match="there are"):
+        fit_ranker(data, tmp_path / "x", ranker="q")
+
+
+def test_a_damaged_folder_is_told(fitted, tmp_path):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(fitted, broken)
+    (broken / "ranker" / "model.safetensors").write_bytes(b"nothing")
+    assert "cannot read the ranker" in here("rank", "evaluate", broken).stderr
+    (broken / "metrics.json").write_text('{"format": 9, "asymrec": "7"}')
+    assert "written by asymrec 7 in format 9" in here("rank", "evaluate", broken).stderr
+
+
+def test_an_overwrite_replaces_the_ranker(data, tmp_path):
+    for name in ("linear", "dcnv2"):
+        fit_ranker(data, tmp_path / "r", ranker=name, settings={"epochs": 1, "embedding": 4}, overwrite=True)
+    assert load_ranker(tmp_path / "r")[2]["ranker"] == "dcnv2"
