@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from asymrec.cli_pipeline import pipeline
 from asymrec.cli_rank import rank
 from asymrec.errors import AsymrecError, RunError, UnknownIdError
 from asymrec.version import __version__
@@ -54,6 +55,7 @@ app = typer.Typer(
 )
 
 app.add_typer(rank, name="rank")
+app.add_typer(pipeline, name="pipeline")
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, made by `asymrec fit`.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

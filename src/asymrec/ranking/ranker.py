@@ -244,20 +244,19 @@ class Ranker:
 
     def _build(self, part: Impressions | None) -> None:
         features = Features(self.encoders, {}, self.action.size if self.action else 0, self.config.embedding)
-        self._encoded: Any = None
+        self._encoded: dict[str, pa.Table] = {}  # the tables that users' and items' numbers are of
         self.network = self._network(features, self.tasks).to(choose_device(self.config.device))
         self.features = features
         if part is not None:
             self._give(part)
 
     def _give(self, part: Impressions) -> None:
-        """The users' and items' numbers of the tables that impressions are of, encoded once."""
-        if self._encoded is not part.tables:
-            self.features.columns = {
-                owner: [torch.from_numpy(e.encode(self._column(part, owner, e.field.name)).copy()) for e in self.encoders[owner]]
-                for owner in ("user", "item")
-            }
-            self._encoded = part.tables
+        """The users' and items' numbers of the tables that impressions are of; each table is encoded once, whoever asks."""
+        for owner, table in (("user", part.tables.users), ("item", part.tables.dataset.items)):
+            if self._encoded.get(owner) is not table:
+                found = (encoder.encode(self._column(part, owner, encoder.field.name)) for encoder in self.encoders[owner])
+                self.features.columns[owner] = [torch.from_numpy(column.copy()) for column in found]
+                self._encoded[owner] = table
 
     def _contexts(self, part: Impressions) -> tuple[dict[str, Tensor], np.ndarray]:
         """Encoded context by name, and a number of each impression that equal contexts share."""

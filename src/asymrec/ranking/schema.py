@@ -129,8 +129,13 @@ class Tables:
 
         A user without a row in users.* has nulls there. Raises DataError.
         """
-        folder = Path(folder)
         dataset = Dataset.read(folder, **options)
+        return cls.beside(dataset, folder)
+
+    @classmethod
+    def beside(cls, dataset: Dataset, folder: str | Path) -> Tables:
+        """A data set that was read, with users.* of its folder where there is one; as `read`."""
+        folder = Path(folder)
         if not any((folder / f"users{suffix}").exists() for suffix in SUFFIXES):
             return cls(dataset)
         source = read_table(find_table(folder, "users"), "users")

@@ -1,0 +1,123 @@
+"""`asymrec pipeline`: retrieve, then rank."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from asymrec.errors import ConfigError
+
+pipeline = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Retrieval and a ranker behind it: fit, evaluate, recommend.")
+
+Folder = Annotated[
+    Path, typer.Argument(metavar="PIPELINE", help="Folder of a pipeline, made by `asymrec pipeline fit`.", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@pipeline.command()
+def fit(
+    data: Annotated[
+        Path | None, typer.Argument(metavar="DATA", help="Folder with interactions.*, items.* and perhaps users.*.", show_default=False)
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="PIPELINE", help="Folder to write.", show_default=False)] = ...,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="Retrieval: asymrec (default), or another of `asymrec fit`.")] = None,
+    config: Annotated[str | None, typer.Option(metavar="FILE", help="Settings of retrieval as YAML, or a preset.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of retrieval.")] = None,
+    ranker: Annotated[str, typer.Option(metavar="NAME", help="tokenformer, transformer, hstu, din, dcnv2, ...")] = "tokenformer",
+    ranker_settings: Annotated[list[str] | None, typer.Option("--rank-set", metavar="KEY=VALUE", help="A setting of the ranker.")] = None,
+    candidates: Annotated[int, typer.Option(min=2, help="Items that are retrieved to be ranked.")] = 100,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted fit in PIPELINE.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in PIPELINE, once the new one is finished.")] = False,
+) -> None:
+    """Fit retrieval and ranking on DATA, choose how much either counts, measure both."""
+    from asymrec.config import Recipe, parse_settings
+    from asymrec.pipeline import fit_pipeline
+    from asymrec.progress import Progress
+
+    recipe = Recipe.read(config, **parse_settings(settings or []))
+    options = {"model": model, "ranker": ranker, "settings": parse_settings(ranker_settings or []), "candidates": candidates}
+    try:
+        with Progress() as progress:
+            facts = fit_pipeline(data, output, recipe, resume=resume, overwrite=overwrite, listener=progress, **options)
+    except KeyboardInterrupt:
+        print(f"interrupted; go on with: asymrec pipeline fit -o {output} --resume", file=sys.stderr)
+        raise typer.Exit(130) from None
+    _print(facts)
+    print(output)
+
+
+@pipeline.command()
+def evaluate(folder: Folder, as_json: Json = False) -> None:
+    """What ranking adds to retrieval, measured again."""
+    from asymrec.pipeline import evaluate_pipeline
+
+    facts = evaluate_pipeline(folder)
+    if as_json:
+        print(json.dumps(facts, indent=1))
+    else:
+        _print(facts)
+
+
+@pipeline.command()
+def recommend(
+    folder: Folder,
+    user: Annotated[list[str] | None, typer.Option(metavar="U", help="User id; may be repeated.")] = None,
+    history: Annotated[
+        list[str] | None, typer.Option(metavar="A,B,C", help="Item ids instead of a user, oldest first; may be repeated.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="How many.")] = 10,
+    include_seen: Annotated[bool, typer.Option("--include-seen", help="Items of the history may be recommended again.")] = False,
+    only: Annotated[str | None, typer.Option(metavar="A,B|FILE", help="Recommend only these items; a file has one id a line.")] = None,
+    exclude: Annotated[str | None, typer.Option(metavar="A,B|FILE", help="Never these items.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The ranked list, with the final score, retrieval's, and the ranker's probability."""
+    from asymrec.cli import _listed, _own_ids, _print_table, _split
+    from asymrec.pipeline import Pipeline
+
+    if (user is None) == (history is None):
+        raise ConfigError("give either --user or --history")
+    found = Pipeline.load(folder)
+    dataset = found.dataset
+    allowed, denied = (None if given is None else _own_ids(dataset, "item", _listed(given)) for given in (only, exclude))
+    users = None if user is None else _own_ids(dataset, "user", user)
+    histories = None if history is None else [_own_ids(dataset, "item", _split(given)) for given in history]
+    lists = found.recommend(histories, k, users=users, exclude_seen=not include_seen, only=allowed, exclude=denied)
+    titles = dataset.titles()
+    shown: list[dict[str, Any]] = []
+    for at, items in enumerate(lists):
+        named = [one | {"title": titles[row]} for one, row in zip(items, dataset.item_rows([one["id"] for one in items]))]
+        shown.append({"user": None if users is None else users[at], "items": named})
+    if as_json:
+        print(json.dumps(shown, indent=1, ensure_ascii=False, default=str))
+        return
+    for one in shown:
+        print("history" if users is None else f"user {one['user']}")
+        lines = [
+            [str(n), str(i["id"]), i["title"], f"{i['score']:.4f}", f"{i['retrieval']:.4f}", f"{i['ranker']:.4f}"]
+            for n, i in enumerate(one["items"], 1)
+        ]
+        _print_table(["", "id", "title", "score", "retrieval", "ranker"], lines)
+
+
+def _print(facts: dict[str, Any]) -> None:
+    from asymrec.cli import _print_table
+
+    rows = []
+    for history in ("kept", "removed"):
+        for stage, found in facts["metrics"].items():
+            rows.append(
+                [stage, f"history {history}", *(f"{found[history][name]:.4f}" for name in ("recall@10", "ndcg@10", "recall@20", "ndcg@20"))]
+            )
+    how = f"{facts['candidates']} candidates of {facts['retrieval']}, ranked by {facts['ranker']}"
+    print(f"{facts['data']}: {how}; weight {facts['weight']:g}")
+    _print_table(["", "", "Recall@10", "NDCG@10", "Recall@20", "NDCG@20"], rows)
+    for one in facts["comparisons"]:
+        if one["model"] == "both" and one["metric"] == "ndcg@10":
+            said = f"{one['difference']:+.4f} ({one['low']:+.4f} .. {one['high']:+.4f})"
+            print(f"ranking adds to NDCG@10, history {one['history']}: {said}, 95 % interval over {one['users']:,} users")

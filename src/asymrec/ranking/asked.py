@@ -1,0 +1,105 @@
+"""Impressions of what was retrieved: candidates after any histories, of users that are known or not; and what a ranker learns them from.
+
+A ranker behind retrieval is asked which of the retrieved items comes next. It learns that from the training part alone: a positive is
+one of a user's latest training interactions; beside it stand negatives, half drawn by popularity, half from what retrieval puts first
+after the same history. Retrieval has learned these very interactions, so its score of a positive is far better here than it will be of
+an item to come: the ranker does not see retrieval's scores, and how much either counts is chosen on the validation part (pipeline.py).
+
+A user field is nothing for whom nothing is known of; one training stream of ten is given so, so that the ranker learns to do without.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+
+from asymrec.data import Sequences
+from asymrec.data.dataset import Dataset
+from asymrec.ranking.examples import Impressions
+from asymrec.ranking.schema import Schema, Tables
+
+POSITIVES, MOST = 8, 200_000  # of a user, the latest; together
+NEGATIVES = 8  # beside each positive
+POWER = 0.75  # of an item's count, its chance to be drawn
+UNKNOWN = 0.1  # share of the training streams whose user is not told
+
+
+class Asked(Tables):
+    """Tables over histories of their own.
+
+    Args:
+        dataset: whose items are ranked. users: table of the known users, and one line of nulls after them (see `with_nobody`).
+        histories: n sequences. who: int [n], each history's line of `users`. actions: what was done with the histories' items, by column.
+    """
+
+    def __init__(self, dataset: Dataset, users: pa.Table, histories: Sequences, who: np.ndarray, actions: dict[str, pa.Array]):
+        self.users, self.who = users, np.asarray(who, np.int32)
+        interactions = pa.table(actions) if actions else None
+        self.dataset = SimpleNamespace(
+            sequences=histories, items=dataset.items, n_items=dataset.n_items, n_users=users.num_rows, interactions=interactions
+        )
+
+    def impressions(self, owners: np.ndarray, items: np.ndarray, labels: np.ndarray | None = None, ends: np.ndarray | None = None):
+        """Item rows int [m] after the histories `owners` int [m], or after the flat interactions up to `ends`. labels: [m]."""
+        offsets = self.dataset.sequences.offsets
+        ends = offsets[1:][owners] if ends is None else ends
+        labels = None if labels is None else np.asarray(labels, np.float32)[:, None]
+        return Impressions(self, self.who[owners], np.asarray(items, np.int32), offsets[:-1][owners], ends, None, labels)
+
+
+def with_nobody(users: pa.Table) -> pa.Table:
+    """The users' table and a line of nulls."""
+    return pa.concat_tables([users, pa.table({name: pa.nulls(1, users[name].type) for name in users.column_names})])
+
+
+def actions_of(dataset: Dataset, schema: Schema, flat: np.ndarray | None, total: int) -> dict[str, pa.Array]:
+    """The action column of flat interactions int [total] of the data set; nulls where they are none of its own (None)."""
+    name = schema.history.action
+    if name is None:
+        return {}
+    column = dataset.interactions[name]
+    return {name: pa.nulls(total, column.type) if flat is None else column.take(pa.array(flat)).combine_chunks()}
+
+
+def schema_of(tables: Tables) -> Schema:
+    """What a ranker behind retrieval reads: users, items and behaviours. What an interaction says besides is not known beforehand."""
+    return Schema.infer(tables).model_copy(update={"context": (), "labels": ()})
+
+
+def training_impressions(
+    dataset: Dataset, users: pa.Table, schema: Schema, train: Sequences, train_users: np.ndarray, retrieve, seed: int
+) -> Impressions:
+    """Labelled impressions of the training part.
+
+    users: with a line of nulls at the end. train: sequences that begin as the data set's do, of the users `train_users`. retrieve:
+    histories -> int32 [n, C], what retrieval puts first, -1 where there is nothing more.
+    """
+    random = np.random.default_rng(seed)
+    lengths = train.lengths
+    place = np.arange(len(train.items)) - np.repeat(train.offsets[:-1], lengths)
+    owners = train.owners
+    positives = np.flatnonzero((place > 0) & (place >= np.repeat(lengths, lengths) - POSITIVES))
+    if len(positives) > MOST:
+        positives = np.sort(random.permutation(positives)[:MOST])
+    histories = train.between(train.offsets[:-1][owners[positives]], positives)
+    lists = retrieve(histories)
+
+    drawn = np.cumsum(np.bincount(train.items, minlength=dataset.n_items) ** POWER)
+    count = NEGATIVES // 2
+    popular = np.searchsorted(drawn, random.random((len(positives), count)) * drawn[-1], side="right").clip(max=dataset.n_items - 1)
+    hard = np.take_along_axis(lists, random.integers(lists.shape[1], size=(len(positives), count)), 1)
+    negatives = np.concatenate([popular, hard], 1)
+    wrong = (negatives == train.items[positives][:, None]) | (negatives < 0)
+
+    who = np.where(random.random(len(train)) < UNKNOWN, users.num_rows - 1, train_users)
+    own = dataset.sequences.offsets[:-1][train_users]
+    flat = np.repeat(own - train.offsets[:-1], lengths) + np.arange(len(train.items))
+    asked = Asked(dataset, users, train, who, actions_of(dataset, schema, flat, len(flat)))
+    rows = np.repeat(positives, NEGATIVES + 1).reshape(-1, NEGATIVES + 1)
+    items = np.concatenate([train.items[positives][:, None], negatives], 1)
+    labels = np.zeros(items.shape, np.float32)
+    labels[:, 0] = 1
+    keep = np.concatenate([np.ones((len(positives), 1), bool), ~wrong], 1)
+    return asked.impressions(owners[rows[keep]], items[keep], labels[keep], rows[keep])
