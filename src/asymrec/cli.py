@@ -17,7 +17,8 @@ import typer
 
 from asymrec.cli_pipeline import pipeline
 from asymrec.cli_rank import rank
-from asymrec.errors import AsymrecError, RunError, UnknownIdError
+from asymrec.cli_shared import listed_ids, own_ids, print_table, split_ids
+from asymrec.errors import AsymrecError, RunError
 from asymrec.version import __version__
 
 # Threads that wait for each other sleep instead of spinning, which on a processor with other work to do makes a step several times
@@ -25,8 +26,6 @@ from asymrec.version import __version__
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 HISTORY = 5  # latest titles that `recommend` shows
-EXAMPLES = 3  # ids that the message of an unknown one shows
-SEARCHED = 200_000  # ids among which the nearest is looked for
 
 
 class Commands(typer.core.TyperGroup):
@@ -148,7 +147,7 @@ def evaluate(
     if compared:
         print(f"\n{run} minus {against}, paired bootstrap over {compared[0]['users']:,} users")
         head = ["metric", "history", str(run), str(against), "difference", "95 % interval", "p"]
-        _print_table(
+        print_table(
             head,
             [
                 [
@@ -178,9 +177,9 @@ def recommend(
 
     model = Recommender.load(run)
     dataset = model.dataset
-    allowed, denied = (None if given is None else _own_ids(dataset, "item", _listed(given)) for given in (only, exclude))
-    users = None if user is None else _own_ids(dataset, "user", user)
-    histories = None if history is None else [_own_ids(dataset, "item", _split(given)) for given in history]
+    allowed, denied = (None if given is None else own_ids(dataset, "item", listed_ids(given)) for given in (only, exclude))
+    users = None if user is None else own_ids(dataset, "user", user)
+    histories = None if history is None else [own_ids(dataset, "item", split_ids(given)) for given in history]
     ids, scores = model.recommend(histories, k, users=users, exclude_seen=not include_seen, only=allowed, exclude=denied)
 
     titles = dataset.titles()
@@ -207,7 +206,7 @@ def recommend(
         earlier = len(one["history"]) - len(latest)
         print(("" if at == 0 else "\n") + ("history" if users is None else f"user {one['user']}") + f" ({len(one['history'])} items)")
         print("  latest: " + (" | ".join(latest) or "nothing") + (f"  (and {earlier:,} earlier)" if earlier else ""))
-        _print_table(["", "id", "title", "score"], [[str(i["rank"]), str(i["id"]), i["title"], f"{i['score']:.4f}"] for i in one["items"]])
+        print_table(["", "id", "title", "score"], [[str(i["rank"]), str(i["id"]), i["title"], f"{i['score']:.4f}"] for i in one["items"]])
 
 
 @app.command()
@@ -230,7 +229,7 @@ def codes(
     from asymrec.models import Recommender
 
     model = Recommender.load(run)
-    (own,) = _own_ids(model.dataset, "item", [item])
+    (own,) = own_ids(model.dataset, "item", [item])
     found = nearest_by_codes(model, own, k)
     if as_json:
         print(json.dumps(found, indent=1, ensure_ascii=False, default=str))
@@ -238,7 +237,7 @@ def codes(
     print(f"{found['id']}  {found['title']}")
     for number, facet in enumerate(found["codes"], 1):
         print(f"  facet {number:>2}: " + " ".join(f"{code:>5}" for code in facet))
-    _print_table(["shared", "id", "title"], [[f"{n['shared']} of {found['n_codes']}", str(n["id"]), n["title"]] for n in found["nearest"]])
+    print_table(["shared", "id", "title"], [[f"{n['shared']} of {found['n_codes']}", str(n["id"]), n["title"]] for n in found["nearest"]])
 
 
 @app.command()
@@ -286,7 +285,7 @@ def bench(
     plan = read_plan(config, output=output, root=root, folders=parse_folders(folders or []), jobs=jobs)
     cells = plan.cells(only or [])
     if listed:
-        _print_table(["cell", "state"], [[str(cell), state(plan, cell)] for cell in (*plan.trials_of(cells), *cells)])
+        print_table(["cell", "state"], [[str(cell), state(plan, cell)] for cell in (*plan.trials_of(cells), *cells)])
         return
     if export is not None:
         write_export(plan, export)
@@ -350,7 +349,7 @@ def keys(
             print(_serving("security").new_key(opened, name, scope))
         elif action == "list":
             made = [(one, datetime.fromtimestamp(one["made"] / 1000, timezone.utc)) for one in opened.list_keys()]
-            _print_table(["id", "name", "scopes", "made"], [[o["key"], o["name"], o["scopes"], f"{at:%Y-%m-%d %H:%M}"] for o, at in made])
+            print_table(["id", "name", "scopes", "made"], [[o["key"], o["name"], o["scopes"], f"{at:%Y-%m-%d %H:%M}"] for o, at in made])
         elif not opened.remove_key(name):
             raise RunError(f"there is no key '{name}': `asymrec keys list` tells them")
     finally:
@@ -386,43 +385,6 @@ def _serving(module: str) -> Any:
         raise RunError(f"the server needs {error.name}: pip install 'asymrec[serve]'") from None
 
 
-def _own_ids(dataset: Any, noun: str, texts: list[str]) -> list[Any]:
-    """Ids given as text in the type they have in the data. Raises UnknownIdError with the nearest, or with examples."""
-    known = dataset.user_ids if noun == "user" else dataset.item_ids
-    find = dataset.user_rows if noun == "user" else dataset.item_rows
-    try:
-        return [known[int(row)].as_py() for row in find(texts)]
-    except UnknownIdError as error:
-        hint = f"there are for example {', '.join(map(str, known[:EXAMPLES].to_pylist()))}"
-        for text in texts if len(known) <= SEARCHED else []:
-            try:
-                find([text])
-            except UnknownIdError:
-                import difflib
-
-                if near := difflib.get_close_matches(text, map(str, known.to_pylist()), n=1, cutoff=0.75):
-                    hint = f"the nearest is '{near[0]}'; {hint}"
-                break
-        raise UnknownIdError(f"{error}; {hint}") from None
-
-
-def _split(text: str) -> list[str]:
-    """`A,B,C` -> three; an id with a comma stands in double quotes."""
-    import csv
-
-    return [part.strip() for part in next(csv.reader([text], skipinitialspace=True), []) if part.strip()]
-
-
-def _listed(text: str) -> list[str]:
-    path = Path(text)
-    if not path.is_file():
-        return _split(text)
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UnknownIdError(f"cannot read ids from {path}: {error}") from None
-
-
 def _print_metrics(facts: dict[str, Any]) -> None:
     data = facts["dataset"]
     part = data.get("part", "test")
@@ -437,23 +399,12 @@ def _print_metrics(facts: dict[str, Any]) -> None:
             if level and level["ids"] < found["items"]:  # else an id is an item
                 cells = (f"{level[history][column]:.4f}" if column in level[history] else "" for column in columns)
                 rows.append(["  hits by code id", f"history {history}", *cells])
-    _print_table(["", "", *map(_label, columns)], rows)
+    print_table(["", "", *map(_label, columns)], rows)
 
 
 def _label(metric: str) -> str:
     name, _, k = metric.partition("@")
     return f"{name.upper() if name in ('ndcg', 'mrr') else name.capitalize()}@{k}"
-
-
-def _print_table(head: list[str], rows: list[list[str]]) -> None:
-    """Columns side by side, numbers to the right."""
-    from rich.cells import cell_len
-
-    widths = [max(cell_len(line[at]) for line in (head, *rows)) for at in range(len(head))]
-    right = [all(row[at][:1] in "+-0123456789" for row in rows) and name != "id" for at, name in enumerate(head)]
-    for line in (head, *rows):
-        cells = [(" " * (w - cell_len(cell)) + cell) if r else cell + " " * (w - cell_len(cell)) for cell, w, r in zip(line, widths, right)]
-        print("  " + "  ".join(cells).rstrip())
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from asymrec.cli_shared import listed_ids, own_ids, print_table, split_ids
 from asymrec.errors import ConfigError
 
 pipeline = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Retrieval and a ranker behind it: fit, evaluate, recommend.")
@@ -77,16 +78,15 @@ def recommend(
     as_json: Json = False,
 ) -> None:
     """The ranked list, with the final score, retrieval's, and the ranker's probability."""
-    from asymrec.cli import _listed, _own_ids, _print_table, _split
     from asymrec.pipeline import Pipeline
 
     if (user is None) == (history is None):
         raise ConfigError("give either --user or --history")
     found = Pipeline.load(folder)
     dataset = found.dataset
-    allowed, denied = (None if given is None else _own_ids(dataset, "item", _listed(given)) for given in (only, exclude))
-    users = None if user is None else _own_ids(dataset, "user", user)
-    histories = None if history is None else [_own_ids(dataset, "item", _split(given)) for given in history]
+    allowed, denied = (None if given is None else own_ids(dataset, "item", listed_ids(given)) for given in (only, exclude))
+    users = None if user is None else own_ids(dataset, "user", user)
+    histories = None if history is None else [own_ids(dataset, "item", split_ids(given)) for given in history]
     lists = found.recommend(histories, k, users=users, exclude_seen=not include_seen, only=allowed, exclude=denied)
     titles = dataset.titles()
     shown: list[dict[str, Any]] = []
@@ -102,11 +102,10 @@ def recommend(
             [str(n), str(i["id"]), i["title"], f"{i['score']:.4f}", f"{i['retrieval']:.4f}", f"{i['ranker']:.4f}"]
             for n, i in enumerate(one["items"], 1)
         ]
-        _print_table(["", "id", "title", "score", "retrieval", "ranker"], lines)
+        print_table(["", "id", "title", "score", "retrieval", "ranker"], lines)
 
 
 def _print(facts: dict[str, Any]) -> None:
-    from asymrec.cli import _print_table
 
     rows = []
     for history in ("kept", "removed"):
@@ -116,7 +115,7 @@ def _print(facts: dict[str, Any]) -> None:
             )
     how = f"{facts['candidates']} candidates of {facts['retrieval']}, ranked by {facts['ranker']}"
     print(f"{facts['data']}: {how}; weight {facts['weight']:g}")
-    _print_table(["", "", "Recall@10", "NDCG@10", "Recall@20", "NDCG@20"], rows)
+    print_table(["", "", "Recall@10", "NDCG@10", "Recall@20", "NDCG@20"], rows)
     for one in facts["comparisons"]:
         if one["model"] == "both" and one["metric"] == "ndcg@10":
             said = f"{one['difference']:+.4f} ({one['low']:+.4f} .. {one['high']:+.4f})"

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from asymrec.cli_shared import listed_ids, own_ids, print_table
 from asymrec.errors import ConfigError
 
 rank = typer.Typer(
@@ -78,14 +79,13 @@ def score(
     """The probability that a user takes each of some items, best first."""
     import numpy as np
 
-    from asymrec.cli import _listed, _own_ids, _print_table
     from asymrec.config import parse_settings
     from asymrec.ranking.folders import load_ranker, score_items
 
     ranker, tables, _ = load_ranker(folder)
     dataset = tables.dataset
-    (row,) = dataset.user_rows(_own_ids(dataset, "user", [user]))
-    rows = np.arange(dataset.n_items) if items is None else dataset.item_rows(_own_ids(dataset, "item", _listed(items)))
+    (row,) = dataset.user_rows(own_ids(dataset, "user", [user]))
+    rows = np.arange(dataset.n_items) if items is None else dataset.item_rows(own_ids(dataset, "item", listed_ids(items)))
     if not len(rows):
         raise ConfigError("there is no item to score")
     found = score_items(ranker, tables, int(row), rows, parse_settings(context or []))
@@ -97,7 +97,7 @@ def score(
     if as_json:
         print(json.dumps(shown, indent=1, ensure_ascii=False, default=str))
         return
-    _print_table(
+    print_table(
         ["", "id", "title", "probability"], [[str(n), str(i["id"]), i["title"], f"{i['probability']:.4f}"] for n, i in enumerate(shown, 1)]
     )
 

@@ -76,27 +76,35 @@ class Pipeline:
         except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
             raise RunError(f"cannot read the pipeline in {folder}: {' '.join(str(error).split())[:200]}") from None
 
-    def logits(self, histories: Sequences, rows: np.ndarray, users: np.ndarray | None = None) -> np.ndarray:
+    def logits(
+        self,
+        histories: Sequences,
+        rows: np.ndarray,
+        users: np.ndarray | None = None,
+        own: np.ndarray | None = None,
+        items: pa.Table | None = None,
+    ) -> np.ndarray:
         """The ranker's logit of each candidate.
 
         Args:
-            histories: n sequences; with `users`, the beginnings of what the data set holds of them.
+            histories: n sequences.
             rows: int [n, C], candidates; -1 where there is none.
-            users: int [n], rows of the data set's users; None: nothing is known of them.
+            users: int [n], rows of the data set's users, -1 of whom nothing is known; None: of nobody.
+            own: int [n], so many first items of a history are the data set's first of that user; by default all.
+            items: another table of the items, by rows, where the catalogue has changed.
         Returns: float32 [n, C], -inf where there is no candidate.
         """
         n, dataset = len(histories), self.dataset
-        who, flat = np.full(n, self.users.num_rows - 1), None
-        if users is not None:
-            who = np.asarray(users)
-            begins = dataset.sequences.offsets[:-1][who]
-            flat = np.repeat(begins - histories.offsets[:-1], histories.lengths) + np.arange(len(histories.items))
-        asked = Asked(dataset, self.users, histories, who, actions_of(dataset, self.ranker.schema, flat, len(histories.items)))
+        users = np.full(n, -1) if users is None else np.asarray(users)
+        who = np.where(users < 0, self.users.num_rows - 1, users)
+        actions = actions_of(dataset, self.ranker.schema, histories, users, own)
+        asked = Asked(dataset.items if items is None else items, self.users, histories, who, actions)
         there = rows >= 0
         owners = np.repeat(np.arange(n), rows.shape[1]).reshape(rows.shape)[there]
         found = np.full(rows.shape, -np.inf, np.float32)
-        probability = self.ranker.predict(asked.impressions(owners, rows[there])).astype(np.float64).clip(1e-7, 1 - 1e-7)
-        found[there] = np.log(probability / (1 - probability))
+        if there.any():
+            probability = self.ranker.predict(asked.impressions(owners, rows[there])).astype(np.float64).clip(1e-7, 1 - 1e-7)
+            found[there] = np.log(probability / (1 - probability))
         return found
 
     def blend(self, scores: np.ndarray, logits: np.ndarray, weight: float | None = None) -> np.ndarray:
@@ -241,6 +249,12 @@ def fit_pipeline(
     return _finish(folder, work, listener)
 
 
+def is_pipeline(folder: str | Path) -> bool:
+    """Whether a folder holds a pipeline, finished or not."""
+    recover(Path(folder))
+    return (Path(folder) / "pipeline.json").exists() or (Path(folder) / CHECKPOINT / "pipeline.json").exists()
+
+
 def read_pipeline(folder: str | Path) -> dict[str, Any]:
     """What `pipeline.json` holds. Raises RunError."""
     folder = Path(folder)
@@ -359,9 +373,8 @@ def _validation(pipeline: Pipeline, schema: Schema, examples: Any):
     dataset = pipeline.dataset
     some = examples.take(np.unique(np.linspace(0, len(examples) - 1, min(len(examples), VALIDATED)).astype(np.int64)))
     rows = _retriever(pipeline)(some.histories)
-    begins = dataset.sequences.offsets[:-1][some.users]
-    flat = np.repeat(begins - some.histories.offsets[:-1], some.histories.lengths) + np.arange(len(some.histories.items))
-    asked = Asked(dataset, pipeline.users, some.histories, some.users, actions_of(dataset, schema, flat, len(flat)))
+    actions = actions_of(dataset, schema, some.histories, some.users)
+    asked = Asked(dataset.items, pipeline.users, some.histories, some.users, actions)
     owners = np.repeat(np.arange(len(some)), rows.shape[1])
     pairs = np.concatenate([owners * dataset.n_items + rows.reshape(-1), some.targets.owners * dataset.n_items + some.targets.items])
     pairs = np.unique(pairs[np.concatenate([rows.reshape(-1) >= 0, np.ones(len(some.targets.items), bool)])])

@@ -298,6 +298,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise RunError(f"there is no run folder {folder}")
     path = folder / "manifest.json"
     if not path.exists():
+        if (folder / "pipeline.json").exists():
+            raise RunError(f"{folder} is a pipeline, which `asymrec pipeline` reads; its run is {folder / 'retrieval'}")
         if (folder / "checkpoint").exists() or (folder / "config.yaml").exists():
             raise RunError(f"the run in {folder} is not finished: go on with `asymrec fit DATA -o {folder} --resume`")
         raise RunError(f"{folder} is not a run folder: it has no manifest.json")

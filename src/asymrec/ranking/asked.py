@@ -30,15 +30,15 @@ class Asked(Tables):
     """Tables over histories of their own.
 
     Args:
-        dataset: whose items are ranked. users: table of the known users, and one line of nulls after them (see `with_nobody`).
+        items: table of the items, by rows. users: table of the known users, and one line of nulls after them (see `with_nobody`).
         histories: n sequences. who: int [n], each history's line of `users`. actions: what was done with the histories' items, by column.
     """
 
-    def __init__(self, dataset: Dataset, users: pa.Table, histories: Sequences, who: np.ndarray, actions: dict[str, pa.Array]):
+    def __init__(self, items: pa.Table, users: pa.Table, histories: Sequences, who: np.ndarray, actions: dict[str, pa.Array]):
         self.users, self.who = users, np.asarray(who, np.int32)
         interactions = pa.table(actions) if actions else None
         self.dataset = SimpleNamespace(
-            sequences=histories, items=dataset.items, n_items=dataset.n_items, n_users=users.num_rows, interactions=interactions
+            sequences=histories, items=items, n_items=items.num_rows, n_users=users.num_rows, interactions=interactions
         )
 
     def impressions(self, owners: np.ndarray, items: np.ndarray, labels: np.ndarray | None = None, ends: np.ndarray | None = None):
@@ -54,13 +54,22 @@ def with_nobody(users: pa.Table) -> pa.Table:
     return pa.concat_tables([users, pa.table({name: pa.nulls(1, users[name].type) for name in users.column_names})])
 
 
-def actions_of(dataset: Dataset, schema: Schema, flat: np.ndarray | None, total: int) -> dict[str, pa.Array]:
-    """The action column of flat interactions int [total] of the data set; nulls where they are none of its own (None)."""
+def actions_of(
+    dataset: Dataset, schema: Schema, histories: Sequences, users: np.ndarray, own: np.ndarray | None = None
+) -> dict[str, pa.Array]:
+    """What was done with the items of histories, by the action's column; nulls where it is not known.
+
+    users: int [n], rows of the data set, -1 for others. own: int [n], so many first items of a history are the data set's first of that
+    user; by default all.
+    """
     name = schema.history.action
     if name is None:
         return {}
-    column = dataset.interactions[name]
-    return {name: pa.nulls(total, column.type) if flat is None else column.take(pa.array(flat)).combine_chunks()}
+    begins = dataset.sequences.offsets[:-1][np.maximum(users, 0)]
+    place = np.arange(len(histories.items)) - np.repeat(histories.offsets[:-1], histories.lengths)
+    known = place < np.repeat(np.where(users < 0, 0, histories.lengths if own is None else own), histories.lengths)
+    flat = np.where(known, np.repeat(begins, histories.lengths) + place, 0)
+    return {name: pa.chunked_array([dataset.interactions[name].combine_chunks()]).take(pa.array(flat, mask=~known)).combine_chunks()}
 
 
 def schema_of(tables: Tables) -> Schema:
@@ -94,9 +103,7 @@ def training_impressions(
     wrong = (negatives == train.items[positives][:, None]) | (negatives < 0)
 
     who = np.where(random.random(len(train)) < UNKNOWN, users.num_rows - 1, train_users)
-    own = dataset.sequences.offsets[:-1][train_users]
-    flat = np.repeat(own - train.offsets[:-1], lengths) + np.arange(len(train.items))
-    asked = Asked(dataset, users, train, who, actions_of(dataset, schema, flat, len(flat)))
+    asked = Asked(dataset.items, users, train, who, actions_of(dataset, schema, train, train_users))
     rows = np.repeat(positives, NEGATIVES + 1).reshape(-1, NEGATIVES + 1)
     items = np.concatenate([train.items[positives][:, None], negatives], 1)
     labels = np.zeros(items.shape, np.float32)

@@ -38,7 +38,7 @@ PROBLEMS = {
     403: "the key has not the scope",
     404: "no such user, item or version",
     408: "the body came too slowly",
-    409: "the run cannot do this: it has no codes or vectors, or cannot place new items",
+    409: "what is served cannot do this: it has no codes, vectors or ranker, or cannot place new items",
     413: "the body is too large",
     422: "the request is not what the schema says",
     429: "too much at once: try again after Retry-After seconds",
@@ -121,6 +121,7 @@ def _ask(wanted: schemas.Wanted) -> Ask:
         [condition.model_dump(exclude_none=True) for condition in wanted.where],
         wanted.reasons,
         wanted.codes,
+        wanted.rank,
     )
 
 
@@ -188,7 +189,8 @@ def _operations(app: FastAPI, service: Service) -> None:
     async def version() -> schemas.About:
         """Of this software, and what it serves."""
         run = service.catalogue.snapshot.run
-        return schemas.About(asymrec=__version__, run=run.name, model=run.model.name)
+        ranker = run.pipeline.ranker.name if run.pipeline else None
+        return schemas.About(asymrec=__version__, run=run.name, model=run.model.name, ranker=ranker)
 
     @app.get("/metrics", tags=["operations"], dependencies=[needs("read")], response_class=Response)
     def metrics() -> Response:

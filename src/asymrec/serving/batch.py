@@ -15,15 +15,17 @@ import pyarrow.parquet as pq
 from asymrec.errors import DataError, RunError
 from asymrec.files import atomic
 from asymrec.models import Recommender
+from asymrec.pipeline import Pipeline, is_pipeline
 
 LINES = 4096  # of a piece
 
 
 class Lists:
-    """A run that turns tables with a column of users or histories into tables with `items` and `scores` as well."""
+    """A run, or a pipeline, that turns tables with a column of users or histories into tables with `items` and `scores` as well."""
 
     def __init__(self, run: str | Path, k: int = 10, exclude_seen: bool = True):
-        self.model = Recommender.load(run)
+        self.pipeline = Pipeline.load(run) if is_pipeline(run) else None
+        self.model = self.pipeline.retrieval if self.pipeline else Recommender.load(run)
         self.k, self.exclude_seen = k, exclude_seen
 
     def __call__(self, lines: pa.Table) -> pa.Table:
@@ -32,7 +34,11 @@ class Lists:
         asked: dict[str, Any] = {"users": lines[column].to_pylist()}
         if column == "history":
             asked = {"histories": [each or [] for each in lines[column].to_pylist()]}
-        ids, scores = self.model.recommend(**asked, k=self.k, exclude_seen=self.exclude_seen)
+        if self.pipeline:
+            found = self.pipeline.recommend(**asked, k=self.k, exclude_seen=self.exclude_seen)
+            ids, scores = ([[one[name] for one in line] for line in found] for name in ("id", "score"))
+        else:
+            ids, scores = self.model.recommend(**asked, k=self.k, exclude_seen=self.exclude_seen)
         lists = pa.array(ids, pa.list_(self.model.dataset.item_ids.type))
         return lines.append_column("items", lists).append_column("scores", pa.array(scores, pa.list_(pa.float32())))
 

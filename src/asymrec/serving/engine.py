@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from asymrec.data import Sequences
-from asymrec.errors import AsymrecError
+from asymrec.errors import AsymrecError, RunError
 from asymrec.models.base import SCORES_AT_ONCE
 from asymrec.retrieval.exact import top_k
 from asymrec.serving.metrics import Metrics
@@ -48,6 +48,7 @@ class Ask:
     where: list[dict[str, Any]] = field(default_factory=list)
     reasons: bool = True
     codes: bool = False
+    rank: bool | None = None  # None: where there is a ranker
 
 
 @dataclass(frozen=True)
@@ -131,11 +132,15 @@ class Engine(Worker):
                 continue
             histories = Sequences.of([rows for _, _, rows, _ in part], [times for *_, times in part] if timed else None)
             scores = np.array(snapshot.model.scores(histories), np.float32)
+            lists = []
             for (at, ask, rows, _), line in zip(part, scores):
                 try:
-                    answers[at] = _answer(snapshot, ask, rows, line)
+                    lists.append(_List(at, ask, rows, *_retrieved(snapshot, ask, rows, line)))
                 except AsymrecError as error:
                     answers[at] = error
+            _rank(snapshot, [one for one in lists if _ranked(snapshot, one.ask)])
+            for one in lists:
+                answers[one.at] = _answer(snapshot, one)
         self.metrics.model.observe(time.perf_counter() - begun)
         return answers
 
@@ -202,7 +207,27 @@ def _user_row(snapshot: Snapshot, user: str) -> int | None:
     return None if row < 0 else int(row)
 
 
-def _answer(snapshot: Snapshot, ask: Ask, rows: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
+@dataclass
+class _List:
+    """What was retrieved for an ask, best first; and the ranker's probabilities, where it was asked."""
+
+    at: int
+    ask: Ask
+    history: np.ndarray
+    rows: np.ndarray
+    scores: np.ndarray  # retrieval's
+    final: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
+
+
+def _ranked(snapshot: Snapshot, ask: Ask) -> bool:
+    return snapshot.run.pipeline is not None and ask.rank is not False
+
+
+def _retrieved(snapshot: Snapshot, ask: Ask, rows: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The best allowed items and their scores: as many as are asked for, or as are to be ranked."""
+    if ask.rank and snapshot.run.pipeline is None:
+        raise RunError("there is no ranker: what is served is a run, not a pipeline")
     scores = np.where(snapshot.mask(ask.where), scores, -np.inf)
     if ask.only is not None:
         allowed = np.zeros(snapshot.n, bool)
@@ -212,16 +237,45 @@ def _answer(snapshot: Snapshot, ask: Ask, rows: np.ndarray, scores: np.ndarray) 
         scores[[snapshot.row(item) for item in ask.deny]] = -np.inf
     if ask.exclude_seen:
         scores[rows] = -np.inf
-    (best,), (values,) = top_k(scores[None], min(ask.k, snapshot.n))
-    best, values = best[best >= 0], values[best >= 0]
-    items = [{"item": snapshot.ids[row], "title": snapshot.title(row), "score": float(value)} for row, value in zip(best.tolist(), values)]
+    wanted = max(ask.k, snapshot.run.pipeline.candidates) if _ranked(snapshot, ask) else ask.k
+    (best,), (values,) = top_k(scores[None], min(wanted, snapshot.n))
+    return best[best >= 0], values[best >= 0]
+
+
+def _rank(snapshot: Snapshot, lists: list[_List]) -> None:
+    """Order the lists by both scores; the ranker is called once for all. An item that it never saw is ranked by its other fields."""
+    if not lists:
+        return
+    pipeline, dataset = snapshot.run.pipeline, snapshot.run.dataset
+    found = (None if one.ask.user is None else _user_row(snapshot, one.ask.user) for one in lists)
+    users = np.array([-1 if row is None else row for row in found])
+    own = np.where(users < 0, 0, dataset.sequences.lengths[np.maximum(users, 0)])
+    shape = len(lists), max(len(one.rows) for one in lists)
+    rows, scores = np.full(shape, -1, np.int32), np.full(shape, -np.inf, np.float32)
+    for line, one in enumerate(lists):
+        rows[line, : len(one.rows)], scores[line, : len(one.rows)] = one.rows, one.scores
+    logits = pipeline.logits(Sequences.of([one.history for one in lists]), rows, users, own, snapshot.items)
+    final = pipeline.blend(scores, logits)
+    for line, one in enumerate(lists):
+        order = np.argsort(-final[line, : len(one.rows)], kind="stable")
+        one.rows, one.scores, one.final = one.rows[order], one.scores[order], final[line][order]
+        one.probabilities = 1 / (1 + np.exp(-logits[line][order].astype(np.float64)))
+
+
+def _answer(snapshot: Snapshot, found: _List) -> dict[str, Any]:
+    ask, best = found.ask, found.rows[: found.ask.k]
+    shown = found.scores if found.final is None else found.final
+    items = [{"item": snapshot.ids[row], "title": snapshot.title(row), "score": float(value)} for row, value in zip(best.tolist(), shown)]
+    if found.final is not None:
+        for item, score, probability in zip(items, found.scores, found.probabilities):
+            item |= {"retrieval": float(score), "ranker": float(probability)}
     if ask.reasons:
-        for item, why in zip(items, _reasons(snapshot, best, rows)):
+        for item, why in zip(items, _reasons(snapshot, best, found.history)):
             item["reasons"] = why
     if ask.codes:
         for item, row in zip(items, best.tolist()):
             item["codes"] = snapshot.codes(row)
-    return {"version": snapshot.version, "history": len(rows), "items": items}
+    return {"version": snapshot.version, "history": len(found.history), "ranked": found.final is not None, "items": items}
 
 
 def _reasons(snapshot: Snapshot, best: np.ndarray, rows: np.ndarray) -> list[list[dict[str, Any]]]:

@@ -55,6 +55,7 @@ class Wanted(Strict):
     where: list[Condition] = Field([], max_length=16, description="conditions that all must hold")
     reasons: StrictBool = Field(True, description="with the nearest items of the history")
     codes: StrictBool = Field(False, description="with the items' codes")
+    rank: StrictBool | None = Field(None, description="order what was retrieved by the ranker as well; by default where there is one")
 
     @model_validator(mode="after")
     def _someone(self) -> Wanted:
@@ -106,7 +107,9 @@ class Reason(BaseModel):
 class Found(BaseModel):
     item: str | int
     title: str
-    score: float
+    score: float = Field(description="what the list is ordered by")
+    retrieval: float | None = Field(None, description="where the ranker was asked: retrieval's own score")
+    ranker: float | None = Field(None, description="where it was asked: its probability that the item is taken next")
     reasons: list[Reason] | None = None
     codes: list[list[int]] | None = Field(None, description="[facets][levels]; where asked for, and the model has codes")
 
@@ -114,6 +117,7 @@ class Found(BaseModel):
 class Recommended(BaseModel):
     version: int = Field(description="of the catalogue")
     history: int = Field(description="items that it is made from")
+    ranked: bool = Field(description="whether the ranker was asked")
     items: list[Found]
 
 
@@ -220,6 +224,7 @@ class About(BaseModel):
     asymrec: str
     run: str
     model: str
+    ranker: str | None = Field(description="null where what is served has none")
 
 
 class State(BaseModel):

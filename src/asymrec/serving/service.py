@@ -126,7 +126,8 @@ class Service:
         self._seen = stamp
         try:
             run = Run.load(self.folder)
-            if run.identity == self.catalogue.snapshot.run.identity:
+            served = self.catalogue.snapshot.run
+            if (run.identity, run.ranked) == (served.identity, served.ranked):
                 return
             self.catalogue.swap(run)
         except AsymrecError as error:
@@ -138,9 +139,11 @@ class Service:
             log.info("now serving the new run in %s", self.folder.name)
 
     def _stamp(self) -> tuple[int, int, int] | None:
-        """Of the manifest, which a run folder has last; it comes with the whole folder, in one step."""
-        try:
-            found = os.stat(self.folder / "manifest.json")
-        except OSError:
-            return None
-        return found.st_ino, found.st_mtime_ns, found.st_size
+        """Of the manifest, which a run folder has last (a pipeline: of its facts); it comes with the whole folder, in one step."""
+        for name in ("pipeline.json", "manifest.json"):
+            try:
+                found = os.stat(self.folder / name)
+            except OSError:
+                continue
+            return found.st_ino, found.st_mtime_ns, found.st_size
+        return None

@@ -26,6 +26,7 @@ from asymrec.errors import ConfigError, PlacingError, UnknownIdError
 from asymrec.files import checksum
 from asymrec.models import Recommender
 from asymrec.models.growing import Growing
+from asymrec.pipeline import Pipeline, is_pipeline
 from asymrec.retrieval.exact import top_k
 
 SAME = 1e-3  # vectors, of about length 1, that differ by less are of one item: only what describes it has changed
@@ -35,19 +36,26 @@ MASKS = 256  # of filters that are kept
 
 @dataclass(frozen=True)
 class Run:
-    """A fitted model as it is served."""
+    """A fitted model as it is served, alone or before a ranker."""
 
     name: str
     identity: str  # what its vectors and codes depend on
     model: Recommender
     dataset: Dataset
+    pipeline: Pipeline | None = None  # whose retrieval is `model`
+    ranked: str = ""  # what the ranker depends on
 
     @classmethod
     def load(cls, folder: str | Path) -> Run:
-        """Raises RunError: not a run folder, damaged, of another format."""
-        model = Recommender.load(folder)
-        identity = checksum(Path(folder) / "manifest.json")[:32]
-        return cls(Path(folder).resolve().name, identity, model, model.dataset)
+        """A run folder, or a pipeline's. Raises RunError: neither, damaged, of another format."""
+        folder = Path(folder)
+        name = folder.resolve().name
+        if not is_pipeline(folder):
+            model = Recommender.load(folder)
+            return cls(name, checksum(folder / "manifest.json")[:32], model, model.dataset)
+        pipeline = Pipeline.load(folder)
+        identity = checksum(folder / "retrieval" / "manifest.json")[:32]
+        return cls(name, identity, pipeline.retrieval, pipeline.dataset, pipeline, checksum(folder / "pipeline.json"))
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,11 @@ class Snapshot:
     @cached_property
     def n_live(self) -> int:
         return int(self.live.sum())
+
+    @cached_property
+    def items(self) -> pa.Table:
+        """The line of each row, as a ranker reads them; the fitted table itself as long as it is that."""
+        return self.run.dataset.items if self.table is self.run.dataset.items else self.table.take(pa.array(self.lines))
 
     def row(self, item: Any) -> int:
         """Raises UnknownIdError. A retired item has a row as well: it may stand in histories."""
