@@ -157,7 +157,7 @@ def test_counts_that_are_no_logits_are_blended_too(data):
 def test_a_folder_is_whole_and_says_what_was_measured(fitted, pipeline):
     assert {name for name in contents(fitted) if "/" not in name} == {"pipeline.json", "ranker", "retrieval", "users.parquet"}
     facts = read_pipeline(fitted)
-    assert facts["weight"] == pipeline.weight and set(facts["metrics"]) == {"retrieval", "ranker", "both"}
+    assert float(facts["weight"]) == pipeline.weight and set(facts["metrics"]) == {"retrieval", "ranker", "both"}
     own = json.loads((fitted / "retrieval" / "metrics.json").read_text())["metrics"]["asymrec"]
     assert facts["metrics"]["retrieval"]["kept"]["ndcg@10"] == pytest.approx(own["kept"]["ndcg@10"], abs=1e-9)
     best = max(facts["validation"].values())

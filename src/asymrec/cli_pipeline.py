@@ -114,7 +114,7 @@ def _print(facts: dict[str, Any]) -> None:
                 [stage, f"history {history}", *(f"{found[history][name]:.4f}" for name in ("recall@10", "ndcg@10", "recall@20", "ndcg@20"))]
             )
     how = f"{facts['candidates']} candidates of {facts['retrieval']}, ranked by {facts['ranker']}"
-    print(f"{facts['data']}: {how}; weight {facts['weight']:g}")
+    print(f"{facts['data']}: {how}; weight {facts['weight']}")
     print_table(["", "", "Recall@10", "NDCG@10", "Recall@20", "NDCG@20"], rows)
     for one in facts["comparisons"]:
         if one["model"] == "both" and one["metric"] == "ndcg@10":

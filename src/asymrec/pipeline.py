@@ -325,9 +325,10 @@ def _finish(folder: Path, work: Path, listener: Listener) -> dict[str, Any]:
         for weight in WEIGHTS
     }
     pipeline.weight = max(tried, key=tried.get)  # the first of equals: the one that leans on retrieval
+    weight = pipeline.weight if math.isfinite(pipeline.weight) else "inf"  # JSON has no infinity
     listener.stage(f"evaluate on {len(split.test):,} users of the test")
     facts = {
-        **{"format": FORMAT, "asymrec": __version__, "weight": pipeline.weight, "candidates": pipeline.candidates},
+        **{"format": FORMAT, "asymrec": __version__, "weight": weight, "candidates": pipeline.candidates},
         **{"retrieval": retrieval.name, "ranker": about["ranker"], "settings": about["settings"], "data": Path(about["data"]).name},
         "validation": {str(weight): value for weight, value in tried.items()},
     } | measured(pipeline, split.test, counts)
