@@ -42,8 +42,6 @@ def main() -> None:
             resume=True,
             listener=progress,
         )
-    for found in facts["metrics"].values():
-        found.pop("slices", None)
     log = facts | {"set": arguments.set, "cpu_seconds": time.process_time() - begun, "machine": machine.facts()}
     print(json.dumps({stage: {h: {m: found[h][m] for m in ("recall@10", "ndcg@10")} for h in ("kept", "removed")}
                       for stage, found in facts["metrics"].items()}, indent=1))  # fmt: skip

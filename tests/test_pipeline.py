@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from itertools import product
 
 import numpy as np
 import pyarrow as pa
@@ -105,13 +106,14 @@ def test_who_asks_together_changes_nothing(pipeline):
 
 
 def test_figures_are_those_of_the_final_order(pipeline):
-    """Against the lists themselves, with the history's items in the ranking."""
+    """Against the lists themselves, with and without the history's items."""
     examples = pipeline.dataset.split().test.take(np.arange(60))
     counts = np.ones(pipeline.dataset.n_items, np.int64)
-    for weight in (0.0, 1.0, math.inf):
-        found = evaluate(_Stage(pipeline, examples, weight, {}), examples, 120, counts, ks=(5, 10, 20)).metrics["kept"]
+    for weight, history in product((0.0, 1.0, math.inf), ("kept", "removed")):
+        stage = _Stage(pipeline, examples, weight, history == "removed", {})
+        found = evaluate(stage, examples, 120, counts, ks=(5, 10, 20), history=history).metrics[history]
         pipeline.weight, before = weight, pipeline.weight
-        rows = pipeline.rank(examples.histories, 20, None, False, examples.users)[0]
+        rows = pipeline.rank(examples.histories, 20, None, history == "removed", examples.users)[0]
         pipeline.weight = before
         hits = (rows == examples.targets.items[:, None])[:, :10]
         assert found["recall@10"] == pytest.approx(hits.any(1).mean(), abs=1e-9)
@@ -135,7 +137,7 @@ def test_ties_are_not_in_the_targets_favour(pipeline):
 
     examples = pipeline.dataset.split().test.take(np.arange(5))
     flat = Pipeline(Flat(), Same(), pipeline.users, 1.0, 20)
-    found = evaluate(_Stage(flat, examples, 1.0, {}), examples, 120, np.ones(120, np.int64))
+    found = evaluate(_Stage(flat, examples, 1.0, False, {}), examples, 120, np.ones(120, np.int64))
     assert (found.ranks["kept"] == 120).all()
 
 
@@ -181,7 +183,14 @@ def test_a_fit_that_was_interrupted_goes_on(data, tmp_path, monkeypatch, fitted)
         Pipeline.load(tmp_path / "p")
     with pytest.raises(RunError, match="unfinished fit"):
         fit_pipeline(data, tmp_path / "p", recipe, settings=RANK)
-    facts = fit_pipeline(None, tmp_path / "p", resume=True)  # the same as without the interruption
+    for options, told in (
+        ({"ranker": "din"}, "ranker is 'din' here"),
+        ({"candidates": 5}, "candidates is 5"),
+        ({"model": "rpg"}, "model is"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            fit_pipeline(None, tmp_path / "p", resume=True, **options)
+    facts = fit_pipeline(None, tmp_path / "p", resume=True, candidates=20)  # the same as without the interruption
     assert facts["validation"] == read_pipeline(fitted)["validation"] and facts["metrics"]["both"] is not None
     assert fit_pipeline(None, tmp_path / "p", resume=True) == read_pipeline(tmp_path / "p")
     assert not (tmp_path / "p" / "checkpoint").exists()
@@ -194,6 +203,7 @@ def test_what_is_in_the_way_or_wrong_is_told(data, fitted, tmp_path):
         ({"folder": fitted}, RunError, "holds a pipeline already"),
         ({"folder": tmp_path / "mine"}, RunError, "is no pipeline: choose another"),
         ({"ranker": "rankformer"}, ConfigError, "unknown ranker"),
+        ({"model": "asymrek"}, ConfigError, "did you mean 'asymrec'"),
         ({"candidates": 1}, ConfigError, "at least 2"),
         ({"settings": {"epoch": 3}}, ConfigError, "did you mean"),
         ({"recipe": Recipe.of(None, split="untied")}, ConfigError, "leave-last-out or time"),
@@ -208,6 +218,16 @@ def test_what_is_in_the_way_or_wrong_is_told(data, fitted, tmp_path):
         Pipeline.load(tmp_path)
     broken = tmp_path / "broken"
     shutil.copytree(fitted, broken)
+    (broken / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match=r"holds notes\.txt, which is no part of a pipeline"):
+        fit_pipeline(data, broken, settings=RANK, overwrite=True)
+    for name in ("users.parquet", "ranker/model.safetensors"):
+        whole = (broken / name).read_bytes()
+        (broken / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(RunError, match="missing or damaged"):
+            Pipeline.load(broken)
+        (broken / name).write_bytes(whole)
+    assert Pipeline.load(broken)
     (broken / "pipeline.json").write_text("{")
     with pytest.raises(RunError, match="damaged"):
         Pipeline.load(broken)

@@ -29,9 +29,9 @@ def fit(
     model: Annotated[str | None, typer.Option(metavar="NAME", help="Retrieval: asymrec (default), or another of `asymrec fit`.")] = None,
     config: Annotated[str | None, typer.Option(metavar="FILE", help="Settings of retrieval as YAML, or a preset.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of retrieval.")] = None,
-    ranker: Annotated[str, typer.Option(metavar="NAME", help="tokenformer, transformer, hstu, din, dcnv2, ...")] = "tokenformer",
+    ranker: Annotated[str | None, typer.Option(metavar="NAME", help="tokenformer (default), transformer, hstu, din, dcnv2, ...")] = None,
     ranker_settings: Annotated[list[str] | None, typer.Option("--rank-set", metavar="KEY=VALUE", help="A setting of the ranker.")] = None,
-    candidates: Annotated[int, typer.Option(min=2, help="Items that are retrieved to be ranked.")] = 100,
+    candidates: Annotated[int | None, typer.Option(min=2, help="Items that are retrieved to be ranked; 100 by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted fit in PIPELINE.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in PIPELINE, once the new one is finished.")] = False,
 ) -> None:
@@ -40,7 +40,7 @@ def fit(
     from asymrec.pipeline import fit_pipeline
     from asymrec.progress import Progress
 
-    recipe = Recipe.read(config, **parse_settings(settings or []))
+    recipe = Recipe.read(config, **parse_settings(settings or [])) if config or settings else None
     options = {"model": model, "ranker": ranker, "settings": parse_settings(ranker_settings or []), "candidates": candidates}
     try:
         with Progress() as progress:

@@ -2,9 +2,9 @@
 ordered by both.
 
 In words: the final score of a candidate is log p(item | candidates) of retrieval + w * logit of the ranker. w is chosen on the
-validation targets among WEIGHTS, where 0 is retrieval alone and infinity the ranker alone, so ranking cannot do harm that validation
-shows. What was not retrieved keeps retrieval's order behind the candidates. The ranker learns from the training part alone
-(ranking/asked.py); the test is looked at once.
+validation targets, items of the history taken out as `recommend` does, among WEIGHTS, where 0 is retrieval alone and infinity the
+ranker alone, so ranking cannot do harm that validation shows. What was not retrieved keeps retrieval's order behind the candidates.
+The ranker learns from the training part alone (ranking/asked.py); the test is looked at once.
 
 A pipeline is a folder:
 
@@ -34,23 +34,27 @@ import pyarrow.parquet as pq
 from asymrec.config import Recipe
 from asymrec.data import Dataset, Sequences
 from asymrec.errors import AsymrecError, ConfigError, DataError, RunError
-from asymrec.evaluation import evaluate, paired_bootstrap
-from asymrec.files import atomic, recover
+from asymrec.evaluation import Evaluation, evaluate, paired_bootstrap
+from asymrec.evaluation.protocol import PROTOCOLS
+from asymrec.files import atomic, checksum, recover
 from asymrec.models import Recommender
 from asymrec.ranking import RANKERS, Ranker, Schema, Tables
 from asymrec.ranking.asked import Asked, actions_of, schema_of, training_impressions, with_nobody
 from asymrec.results import split_of
 from asymrec.retrieval.exact import top_k
-from asymrec.runs import fit_run
+from asymrec.runs import find_model, fit_run, locked
 from asymrec.training.listener import Listener
 from asymrec.training.loop import QUIET
 from asymrec.version import __version__
 
 FORMAT = 1
 CHECKPOINT = "checkpoint"
+PARTS = {"retrieval", "ranker", "users.parquet", "pipeline.json", CHECKPOINT}
+RANKER, CANDIDATES = "tokenformer", 100
 WEIGHTS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, math.inf)
 VALIDATED = 2_000  # users whose candidates choose the ranker's epoch
 TUNED = 5_000  # users on whom the weight is chosen
+FILES = ("users.parquet", "ranker/ranker.json", "ranker/model.safetensors")  # the run folder has checksums of its own
 STAGES = ("retrieval", "ranker", "both")
 
 
@@ -69,6 +73,9 @@ class Pipeline:
     def load(cls, folder: str | Path) -> Pipeline:
         """Raises RunError: not a pipeline, unfinished, damaged, of another format."""
         facts = read_pipeline(folder)
+        for name in FILES:
+            if not (Path(folder) / name).exists() or facts.get("files", {}).get(name) != checksum(Path(folder) / name):
+                raise RunError(f"{Path(folder) / name} is missing or damaged")
         retrieval, ranker = Recommender.load(Path(folder) / "retrieval"), Ranker.load(Path(folder) / "ranker")
         try:
             users = pq.read_table(Path(folder) / "users.parquet")
@@ -171,10 +178,14 @@ class Pipeline:
 
 
 class _Stage:
-    """A pipeline as `evaluate` reads a model, at one weight; it is asked for the examples in their order."""
+    """A pipeline as `evaluate` reads a model, at one weight; it is asked for the examples in their order.
 
-    def __init__(self, pipeline: Pipeline, examples: Any, weight: float, kept: dict[int, tuple[np.ndarray, ...]]):
+    exclude_seen: whether items of the history are retrieved. kept: what stages of other weights found before, by the first example.
+    """
+
+    def __init__(self, pipeline: Pipeline, examples: Any, weight: float, exclude_seen: bool, kept: dict[int, tuple[np.ndarray, ...]]):
         self.pipeline, self.users, self.weight, self.kept, self.at = pipeline, examples.users, weight, kept, 0
+        self.exclude_seen = exclude_seen
 
     def scores(self, histories: Sequences) -> np.ndarray:
         """Retrieval's scores, and above them the candidates, by the rank of their final score; equal ones stay equal.
@@ -184,6 +195,8 @@ class _Stage:
         start, self.at = self.at, self.at + len(histories)
         pipeline = self.pipeline
         scores = np.array(pipeline.retrieval.scores(histories), np.float32)
+        if self.exclude_seen:
+            scores[histories.owners, histories.items] = -np.inf
         if self.weight == 0:
             return scores
         if start not in self.kept:
@@ -210,9 +223,9 @@ def fit_pipeline(
     recipe: Recipe | None = None,
     *,
     model: str | None = None,
-    ranker: str = "tokenformer",
+    ranker: str | None = None,
     settings: dict[str, Any] | None = None,
-    candidates: int = 100,
+    candidates: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
     listener: Listener = QUIET,
@@ -221,8 +234,8 @@ def fit_pipeline(
 
     Args:
         data: folder with interactions.*, items.* and, where there is one, users.*; with `resume` not needed.
-        recipe, model: of retrieval, as `fit_run` takes them. ranker: a name in `RANKERS`. settings: of the ranker.
-        candidates: items that are retrieved to be ranked.
+        recipe, model: of retrieval, as `fit_run` takes them. ranker: a name in `RANKERS`, by default tokenformer. settings: of the ranker.
+        candidates: items that are retrieved to be ranked, by default 100. With `resume` what is given must be what was begun with.
         resume: go on with the interrupted fit in `folder`; where nothing was begun, begin. overwrite: replace what is there, at the end.
     Returns the facts of `pipeline.json`.
     Raises RunError: the folder is in the way or damaged. ConfigError, DataError: nothing of what was there is lost.
@@ -242,11 +255,39 @@ def fit_pipeline(
         raise RunError(f"{folder} holds an unfinished fit: go on with --resume, or begin anew with --overwrite")
     if finished and not (resume or overwrite):
         raise RunError(f"{folder} holds a pipeline already: choose another folder, or replace it with --overwrite")
-    if not (resume and begun):
+    if folder.exists() and (strange := sorted({path.name for path in folder.iterdir()} - PARTS)):
+        raise RunError(f"{folder} holds {strange[0]}, which is no part of a pipeline: move it first")
+    given = recipe.model_dump(mode="json", exclude_unset=True) if recipe else {}
+    asked = {"model": model, "ranker": ranker, "settings": settings or None, "candidates": candidates, "recipe": given or None}
+    if resume and begun:
+        _same(work, asked)
+    else:
         if data is None:
             raise RunError("DATA is missing: the folder to fit on")
-        _begin(data, work, recipe or Recipe(), model, ranker, settings or {}, candidates)
-    return _finish(folder, work, listener)
+        with locked(folder):
+            _begin(
+                data, work, recipe or Recipe(), model, ranker or RANKER, settings or {}, CANDIDATES if candidates is None else candidates
+            )
+    with locked(folder):
+        return _finish(folder, work, listener)
+
+
+def _same(work: Path, asked: dict[str, Any]) -> None:
+    """Raises ConfigError: something asked for (not None) is not what the interrupted fit was begun with."""
+    about = _about(work)
+    for name, value in asked.items():
+        if value is not None and about.get(name) != json.loads(json.dumps(value)):
+            raise ConfigError(f"{name} is {value!r} here and {about.get(name)!r} in the interrupted fit: leave it out to resume")
+
+
+def _about(work: Path) -> dict[str, Any]:
+    try:
+        about = json.loads((work / "pipeline.json").read_text(encoding="utf-8"))
+        if about["format"] != FORMAT:
+            raise RunError(f"{work} was begun in format {about['format']}; this version reads {FORMAT}: begin anew with --overwrite")
+        return about
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RunError(f"{work / 'pipeline.json'} is damaged: begin anew with --overwrite") from None
 
 
 def is_pipeline(folder: str | Path) -> bool:
@@ -282,6 +323,7 @@ def _begin(data: str | Path, work: Path, recipe: Recipe, model: str | None, rank
         raise ConfigError("a pipeline needs histories in the data's own order: split must be leave-last-out or time")
     if not Path(data).is_dir():
         raise DataError(f"{data}: no such folder")
+    find_model(model or "asymrec")(recipe)
     tables = Tables.beside(Dataset.read(data, config=recipe.data), data)
     RANKERS[ranker](schema_of(tables), **settings)
     about = {"format": FORMAT, "data": str(Path(data).resolve()), "model": model, "ranker": ranker, "settings": settings}
@@ -294,8 +336,8 @@ def _begin(data: str | Path, work: Path, recipe: Recipe, model: str | None, rank
 
 
 def _finish(folder: Path, work: Path, listener: Listener) -> dict[str, Any]:
+    about = _about(work)
     try:
-        about = json.loads((work / "pipeline.json").read_text(encoding="utf-8"))
         recipe, schema, users = Recipe.of(about["recipe"]), Schema.read(work / "schema.yaml"), pq.read_table(work / "users.parquet")
     except (OSError, ValueError, KeyError, pa.ArrowException, AsymrecError) as error:
         raise RunError(f"{work} is damaged ({' '.join(str(error).split())[:100]}): begin anew with --overwrite") from None
@@ -319,11 +361,8 @@ def _finish(folder: Path, work: Path, listener: Listener) -> dict[str, Any]:
         some = some.take(np.sort(np.random.default_rng(seed).permutation(len(some))[:TUNED]))
     counts = split.train_counts(dataset.n_items)
     listener.stage(f"choose the weight on {len(some):,} users of the validation")
-    kept: dict[int, tuple[np.ndarray, ...]] = {}
-    tried = {
-        weight: evaluate(_Stage(pipeline, some, weight, kept), some, dataset.n_items, counts, ks=(10,)).metrics["kept"]["ndcg@10"]
-        for weight in WEIGHTS
-    }
+    stages: dict[int, tuple[np.ndarray, ...]] = {}
+    tried = {weight: _evaluated(pipeline, some, weight, counts, "removed", stages)["ndcg@10"] for weight in WEIGHTS}
     pipeline.weight = max(tried, key=tried.get)  # the first of equals: the one that leans on retrieval
     weight = pipeline.weight if math.isfinite(pipeline.weight) else "inf"  # JSON has no infinity
     listener.stage(f"evaluate on {len(split.test):,} users of the test")
@@ -337,25 +376,35 @@ def _finish(folder: Path, work: Path, listener: Listener) -> dict[str, Any]:
         for part in ("retrieval", "ranker"):
             shutil.copytree(work / part, temporary / part, copy_function=_linked)
         shutil.copy(work / "users.parquet", temporary / "users.parquet")
+        facts["files"] = {name: checksum(temporary / name) for name in FILES}
         (temporary / "pipeline.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
     return facts
 
 
 def measured(pipeline: Pipeline, examples: Any, counts: np.ndarray) -> dict[str, Any]:
     """Retrieval alone, the ranker alone on what was retrieved, and both: metrics of each and what ranking adds, with intervals."""
-    kept: dict[int, tuple[np.ndarray, ...]] = {}
     weights = dict(zip(STAGES, (0.0, math.inf, pipeline.weight)))
-    found = {
-        stage: evaluate(_Stage(pipeline, examples, weight, kept), examples, pipeline.dataset.n_items, counts)
-        for stage, weight in weights.items()
-    }
+    found: dict[str, dict[str, Evaluation]] = {stage: {} for stage in STAGES}
+    for history in PROTOCOLS:
+        stages: dict[int, tuple[np.ndarray, ...]] = {}
+        for stage, weight in weights.items():
+            found[stage][history] = _evaluated(pipeline, examples, weight, counts, history, stages, (5, 10, 20), whole=True)
     compared = [
-        {"model": stage, "baseline": "retrieval"} | paired_bootstrap(found[stage], found["retrieval"], metric, 2000, history=history).dict()
+        {"model": stage, "baseline": "retrieval"}
+        | paired_bootstrap(found[stage][history], found["retrieval"][history], metric, 2000, history=history).dict()
         for stage in STAGES[1:]
         for metric in ("ndcg@10", "recall@10")
-        for history in ("kept", "removed")
+        for history in PROTOCOLS
     ]
-    return {"users": len(examples), "metrics": {stage: one.metrics for stage, one in found.items()}, "comparisons": compared}
+    metrics = {stage: {history: each.metrics[history] for history, each in own.items()} for stage, own in found.items()}
+    return {"users": len(examples), "metrics": metrics, "comparisons": compared}
+
+
+def _evaluated(pipeline, examples, weight, counts, history, stages, ks=(10,), whole=False) -> Any:
+    """One stage's Evaluation (`whole`), or its metrics, with the history in the ranking or taken out before anything is retrieved."""
+    stage = _Stage(pipeline, examples, weight, history == "removed", stages)
+    found = evaluate(stage, examples, pipeline.dataset.n_items, counts, ks=ks, history=history)
+    return found if whole else found.metrics[history]
 
 
 def evaluate_pipeline(folder: str | Path) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def fit_run(
         return read_facts(folder)
     clock = Clock(listener)
     if resume and state == "unfinished":
-        with _locked(folder):
+        with locked(folder):
             work = _take_up(folder, recipe, model, on)
             clock.keep_at(folder / CHECKPOINT / "seconds.json")
             clock.stage(f"resume the fit in {folder}, with its data and settings")
@@ -118,7 +118,7 @@ def fit_run(
     work = _Work(recommender.name, recipe, dataset, vectors, _name(data), on or "test")
     _begin(folder, work)
     try:
-        with _locked(folder):
+        with locked(folder):
             clock.keep_at(folder / CHECKPOINT / "seconds.json")
             return _finish(work, folder, clock)
     except AsymrecError as error:
@@ -252,7 +252,7 @@ def _refuse(folder: Path, state: str, overwrite: bool) -> None:
         strange = sorted(path.name for path in folder.iterdir() if path.name not in PARTS and not path.name.startswith("."))
         if strange:
             raise RunError(f"{folder} holds {strange[0]}, which is no part of a run: move it before overwriting")
-        with _locked(folder):
+        with locked(folder):
             pass
 
 
@@ -340,7 +340,7 @@ def _finish(work: _Work, folder: Path, clock: Clock) -> dict[str, Any]:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """One fit at a time in a folder. The system drops the lock with the process, however it ends."""
     try:
         import fcntl

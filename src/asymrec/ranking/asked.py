@@ -20,7 +20,7 @@ from asymrec.data.dataset import Dataset
 from asymrec.ranking.examples import Impressions
 from asymrec.ranking.schema import Schema, Tables
 
-POSITIVES, MOST = 8, 200_000  # of a user, the latest; together
+POSITIVES, MOST = 32, 100_000  # of a user, the latest; together
 NEGATIVES = 8  # beside each positive
 POWER = 0.75  # of an item's count, its chance to be drawn
 UNKNOWN = 0.1  # share of the training streams whose user is not told

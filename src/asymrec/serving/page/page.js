@@ -125,6 +125,10 @@ async function recommend() {
     filled.style.width = `${high > low ? 10 + (90 * (one.score - low)) / (high - low) : 100}%`;
     bar.append(filled);
     score.append(bar, make("span", one.score.toFixed(2)));
+    if (one.ranker !== undefined) {
+      const said = `retrieval ${one.retrieval.toFixed(2)}, ranker ${(100 * one.ranker).toFixed(1)} %`;
+      score.append(make("small", said, { title: "retrieval's score, and the ranker's probability that it is taken next" }));
+    }
     line.append(make("span", at + 1, { class: "rank" }), make("span", one.title, { class: "title", title: `id ${one.item}` }), score);
     if (one.reasons?.length) {
       const why = one.reasons.map((reason) => `${reason.title} (${reason.similarity.toFixed(2)})`).join("; ");
