@@ -29,6 +29,7 @@ from asymrec.version import __version__
 
 FORMAT = 2  # of a run folder; raise it with every change that an older reader would misread
 SCORES_AT_ONCE = 1 << 26  # users x items whose scores exist at one time: 256 MiB
+HISTORIES_AT_ONCE = 1024  # histories read together: what a network makes of them takes memory too, however few the items are
 
 MODELS: dict[str, type[Recommender]] = {}
 
@@ -185,7 +186,7 @@ class Recommender:
 
         barred: bool [n_items], items that nobody may get.
         """
-        step, found = max(1, SCORES_AT_ONCE // self.dataset.n_items), []
+        step, found = max(1, min(HISTORIES_AT_ONCE, SCORES_AT_ONCE // self.dataset.n_items)), []
         for start in range(0, len(histories), step):
             part = histories.take(np.arange(start, min(start + step, len(histories))))
             values = np.array(self.scores(part), dtype=np.float32)

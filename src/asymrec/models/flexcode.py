@@ -15,7 +15,7 @@ What differs from the paper:
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -40,7 +40,6 @@ class FlexCode(Tiger):
     """
 
     name = "flexcode"
-    space: ClassVar[dict[str, list[Any]]] = Tiger.space | {"alignment": [0.0, 0.1, 0.3]}
     quantizer: DualCodebook
 
     def _begin(self, dataset: Dataset, split: Split) -> Split:
