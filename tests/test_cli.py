@@ -289,7 +289,12 @@ def test_ids_come_back_as_they_went_in(kind, tmp_path):
 
 def test_ctrl_c_ends_with_130_and_a_hint(data, tmp_path):
     command = [sys.executable, "-m", "asymrec", "fit", str(data), "-o", "run", *settings(epochs=1000, patience=1000)]
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+    def listen() -> None:  # a suite that a shell runs in the background inherits that interruptions are ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    options = {"cwd": tmp_path, "env": environment(), "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    process = subprocess.Popen(command, preexec_fn=listen, **options)
     try:
         for line in process.stderr:
             if line.startswith("epoch"):
