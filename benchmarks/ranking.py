@@ -62,7 +62,7 @@ def table(arguments: argparse.Namespace) -> dict[str, Any]:
 def fitted(name: str, seed: int, schema: Schema, settings: dict, parts: Any, work: Path | None) -> tuple[dict[str, Any], np.ndarray]:
     """A row and the test's predictions; from `work`, where an earlier run of these settings left them."""
     kept = work and work / f"{name}-{seed}.json"
-    asked = {"settings": settings, "schema": schema.model_dump(mode="json")}
+    asked = {"settings": settings, "schema": schema.model_dump(mode="json"), "impressions": [len(part) for part in vars(parts).values()]}
     if kept and kept.exists() and (held := json.loads(kept.read_text(encoding="utf-8")))["asked"] == asked:
         return held["row"], np.load(kept.with_suffix(".npy"), allow_pickle=False)
     start = time.process_time()
