@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from serving import client, make_run, vector
+from serving import Server, client, make_run, vector
 from small import SETTINGS, here, tables, write
 
 from asymrec.config import Recipe
@@ -120,6 +120,20 @@ def test_a_pipeline_with_another_ranker_takes_over(folder, tmp_path):
             time.sleep(0.05)
         after = recommend(api, history=[100, 103], k=5)
         assert [one["score"] for one in after["items"]] != [one["score"] for one in before["items"]]
+
+
+def test_the_command_serves_a_pipeline(folder, tmp_path):
+    server = Server(folder, "--store", f"sqlite:///{tmp_path}/store.sqlite")
+    try:
+        status, found = server.call("POST", "/v1/recommend", {"history": [100, 103], "k": 4})
+        expected = Pipeline.load(folder).recommend([[100, 103]], k=4)[0]
+        assert status == 200 and found["ranked"] and [one["item"] for one in found["items"]] == [one["id"] for one in expected]
+    finally:
+        server.kill()
+    (tmp_path / "begun" / "checkpoint").mkdir(parents=True)
+    (tmp_path / "begun" / "checkpoint" / "pipeline.json").write_text("{}")
+    done = here("serve", tmp_path / "begun")
+    assert done.returncode == 2 and "unfinished pipeline" in done.stderr
 
 
 def test_batches_are_ranked(folder, tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from asymrec.errors import RunError
 from asymrec.models.base import read_manifest
+from asymrec.pipeline import is_pipeline, read_pipeline
 from asymrec.serving.app import create_app
 from asymrec.serving.service import Service, Settings
 from asymrec.serving.store import Store
@@ -55,8 +56,10 @@ def serve(
     import torch
     import uvicorn
 
-    if not (run / "manifest.json").is_file():
-        read_manifest(run)  # says what is wrong, before a store is made beside nothing
+    if is_pipeline(run):  # says what is wrong, before a store is made beside nothing
+        read_pipeline(run)
+    elif not (run / "manifest.json").is_file():
+        read_manifest(run)
     torch.set_num_threads(threads)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     for noisy in ("alembic", "httpx"):
