@@ -38,8 +38,9 @@ from asymrec.evaluation import Evaluation, evaluate, paired_bootstrap
 from asymrec.evaluation.protocol import PROTOCOLS
 from asymrec.files import atomic, checksum, recover
 from asymrec.models import Recommender
-from asymrec.ranking import RANKERS, Ranker, Schema, Tables
+from asymrec.ranking import Ranker, Schema, Tables
 from asymrec.ranking.asked import Asked, actions_of, schema_of, training_impressions, with_nobody
+from asymrec.ranking.ranker import find_ranker
 from asymrec.results import split_of
 from asymrec.retrieval.exact import top_k
 from asymrec.runs import find_model, fit_run, locked
@@ -160,11 +161,7 @@ class Pipeline:
         dataset = self.dataset
         sequences = self.retrieval._histories(histories, users, None)
         who = None if users is None else dataset.user_rows(users)
-        barred = None
-        if only is not None or exclude is not None:
-            barred = np.full(dataset.n_items, only is not None)
-            barred[[] if only is None else dataset.item_rows(only)] = False
-            barred[[] if exclude is None else dataset.item_rows(exclude)] = True
+        barred = self.retrieval.barred(only, exclude)
         shown = []
         for rows, final, scores, logits in zip(*self.rank(sequences, k, barred, exclude_seen, who)):
             shown.append(
@@ -315,8 +312,7 @@ def read_pipeline(folder: str | Path) -> dict[str, Any]:
 
 def _begin(data: str | Path, work: Path, recipe: Recipe, model: str | None, ranker: str, settings: dict, candidates: int) -> None:
     """Check what can be checked before hours of work, and keep what a fit needs to go on."""
-    if ranker not in RANKERS:
-        raise ConfigError(f"unknown ranker '{ranker}'; there are {', '.join(RANKERS)}")
+    kind = find_ranker(ranker)
     if candidates < 2:
         raise ConfigError(f"candidates must be at least 2, not {candidates}")
     if recipe.data.split == "untied":
@@ -325,7 +321,7 @@ def _begin(data: str | Path, work: Path, recipe: Recipe, model: str | None, rank
         raise DataError(f"{data}: no such folder")
     find_model(model or "asymrec")(recipe)
     tables = Tables.beside(Dataset.read(data, config=recipe.data), data)
-    RANKERS[ranker](schema_of(tables), **settings)
+    kind(schema_of(tables), **settings)
     about = {"format": FORMAT, "data": str(Path(data).resolve()), "model": model, "ranker": ranker, "settings": settings}
     with atomic(work) as temporary:
         temporary.mkdir()
@@ -351,7 +347,7 @@ def _finish(folder: Path, work: Path, listener: Listener) -> dict[str, Any]:
         listener.stage("candidates to learn from")
         made = training_impressions(dataset, users, schema, split.train, split.train_users, _retriever(pipeline), seed)
         listener.stage(f"fit {about['ranker']} on {len(made):,} impressions")
-        pipeline.ranker = RANKERS[about["ranker"]](schema, **{"seed": seed} | about["settings"])
+        pipeline.ranker = find_ranker(about["ranker"])(schema, **{"seed": seed} | about["settings"])
         pipeline.ranker.fit(made, _validation(pipeline, schema, split.validation), listener)
         pipeline.ranker.save(work / "ranker")
     pipeline.ranker = Ranker.load(work / "ranker")

@@ -168,11 +168,7 @@ class Recommender:
         if k < 1:
             raise ConfigError(f"k must be at least 1, not {k}")
         rows = self._histories(histories, users, times)
-        barred = None
-        if only is not None or exclude is not None:
-            barred = np.full(self.dataset.n_items, only is not None)
-            barred[[] if only is None else self.dataset.item_rows(only)] = False
-            barred[[] if exclude is None else self.dataset.item_rows(exclude)] = True
+        barred = self.barred(only, exclude)
         ids: list[list[Any]] = []
         scores: list[list[float]] = []
         for best, value in zip(*self.best(rows, min(k, self.dataset.n_items), barred, exclude_seen)):
@@ -180,6 +176,15 @@ class Recommender:
             ids.append([self.dataset.item_ids[row].as_py() for row in best[found].tolist()])
             scores.append(value[found].tolist())
         return ids, scores
+
+    def barred(self, only: Sequence[Any] | None, exclude: Sequence[Any] | None) -> np.ndarray | None:
+        """bool [n_items], what `recommend` may not give; None where it may give all. Raises UnknownIdError."""
+        if only is None and exclude is None:
+            return None
+        barred = np.full(self.dataset.n_items, only is not None)
+        barred[[] if only is None else self.dataset.item_rows(only)] = False
+        barred[[] if exclude is None else self.dataset.item_rows(exclude)] = True
+        return barred
 
     def best(self, histories: Sequences, k: int, barred: np.ndarray | None, exclude_seen: bool) -> tuple[np.ndarray, np.ndarray]:
         """The k best items of each history: rows int32 [n, k] (-1 where fewer are allowed), scores float32 [n, k], best first.

@@ -38,10 +38,14 @@ def relative_buckets(queries: int, keys: int, both_ways: bool) -> Tensor:
         buckets //= 2
         first = (distance < 0) * buckets
         distance = distance.abs()
-    distance = distance.clamp_min(0)
+    return first + bucketed(distance.clamp_min(0), buckets)
+
+
+def bucketed(distance: Tensor, buckets: int) -> Tensor:
+    """Distances int64, not negative -> their buckets of so many, see `relative_buckets`."""
     single = buckets // 2
     far = (distance.clamp_min(1) / single).log() / math.log(MAX_DISTANCE / single) * (buckets - single)
-    return first + torch.where(distance < single, distance, (single + far.long()).clamp_max(buckets - 1))
+    return torch.where(distance < single, distance, (single + far.long()).clamp_max(buckets - 1))
 
 
 def padded(states: Tensor, runs: Runs) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ without a bias of the time between; the norm is RMS as in the other token models
 
 MixedLayer, after OneTrans (arXiv 2510.26104). In words: behaviours, which are many and alike, share one set of matrices; each field
 token, and the target, has matrices of its own, in attention and feed-forward both. Differs: field tokens stand before the behaviours, as
-in the stream of all our token models, and no queries are left out in upper layers (its pyramid), which saves time alone.
+in the stream of all our token models, and no queries are left out in upper layers (its pyramid).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from asymrec.nn.t5 import BUCKETS, MAX_DISTANCE
-from asymrec.nn.tokens import Rotary, Stream, kept, prefix_mask
+from asymrec.nn.t5 import BUCKETS, bucketed
+from asymrec.nn.tokens import Rotary, Stream, after, everywhere, kept, prefix_mask
 
 
 def full_mask(s: Stream) -> Tensor:
@@ -31,24 +31,8 @@ def full_mask(s: Stream) -> Tensor:
 
 
 def distance_buckets(places: Tensor) -> Tensor:
-    """places int64 [B, N] -> int64 [B, N, N]: one bucket a distance to BUCKETS / 2, then ever more, to MAX_DISTANCE; none is negative."""
-    distance = (places.unsqueeze(2) - places.unsqueeze(1)).clamp_min(0)
-    single = BUCKETS // 2
-    steps = torch.log(torch.tensor(MAX_DISTANCE / single))
-    far = (distance.clamp_min(1) / single).log() / steps * (BUCKETS - single)
-    return torch.where(distance < single, distance, (single + far.long()).clamp_max(BUCKETS - 1))
-
-
-def everywhere(s: Stream) -> Tensor:
-    """int64 [B, N]: the place of every token; static ones stand at 0."""
-    return torch.cat([s.places.new_zeros(len(s.places), s.static.shape[1]), s.places, s.target_places], 1)
-
-
-def after(s: Stream, x: Tensor, static: bool, start: int) -> Stream:
-    """The stream that a layer puts out: x [B, kept, d]."""
-    M = s.static.shape[1] if static else 0
-    columns, targets = x[:, M:].split([s.columns.shape[1] - start, s.targets.shape[1]], 1)
-    return Stream(x[:, :M], columns, targets, s.places[:, start:], s.target_places, s.valid[:, start:], s.cuts - start)
+    """places int64 [B, N] -> int64 [B, N, N]: T5's buckets of how far back the key (third) lies of the query; none is negative."""
+    return bucketed((places.unsqueeze(2) - places.unsqueeze(1)).clamp_min(0), BUCKETS)
 
 
 class HSTULayer(nn.Module):

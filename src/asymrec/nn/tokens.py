@@ -86,8 +86,7 @@ class Attention(nn.Module):
         """x [B, M + T + K, d], the stream side by side -> [B, (M if static) + (T - start) + K, d]."""
         M, T = s.static.shape[1], s.columns.shape[1]
         keep = kept(M, T, x.shape[1], static, start, x.device)
-        everywhere = torch.cat([s.places.new_zeros(len(x), M), s.places, s.target_places], 1)
-        rotary = Rotary(everywhere, x.shape[-1] // self.heads)
+        rotary = Rotary(everywhere(s), x.shape[-1] // self.heads)
         k, v = self.key_value(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         k = rotary(k)
         q = rotary(self.query(x[:, keep]).unflatten(-1, (self.heads, -1)).transpose(1, 2), keep)
@@ -135,6 +134,18 @@ class Attention(nn.Module):
 def kept(M: int, T: int, total: int, static: bool, start: int, device: torch.device) -> Tensor:
     """Places of the stream that a layer puts out: static tokens or none, columns from `start`, all that follows."""
     return torch.cat([torch.arange(M if static else 0, device=device), torch.arange(M + start, total, device=device)])
+
+
+def everywhere(s: Stream) -> Tensor:
+    """int64 [B, N]: the place of every token; static ones stand at 0."""
+    return torch.cat([s.places.new_zeros(len(s.places), s.static.shape[1]), s.places, s.target_places], 1)
+
+
+def after(s: Stream, x: Tensor, static: bool, start: int) -> Stream:
+    """The stream that a layer puts out: x [B, kept, d]."""
+    M = s.static.shape[1] if static else 0
+    columns, targets = x[:, M:].split([s.columns.shape[1] - start, s.targets.shape[1]], 1)
+    return Stream(x[:, :M], columns, targets, s.places[:, start:], s.target_places, s.valid[:, start:], s.cuts - start)
 
 
 def prefix_mask(M: int, valid: Tensor) -> Tensor:
@@ -203,15 +214,7 @@ class TokenLayer(nn.Module):
         x = x[:, keep] + self.dropout(attended)
         inner, value = self.up(self.norm_ffn(x)).chunk(2, -1)
         x = x + self.dropout(self.down(F.silu(inner) * value))
-        M = M if static else 0
-        return Stream(
-            x[:, :M],
-            *x[:, M:].split([T - start, s.targets.shape[1]], 1),
-            s.places[:, start:],
-            s.target_places,
-            s.valid[:, start:],
-            s.cuts - start,
-        )
+        return after(s, x, static, start)
 
 
 class TokenLayers(nn.Module):

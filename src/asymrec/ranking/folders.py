@@ -9,7 +9,6 @@ The folder takes its place in one step; one that was there before stays until th
 
 from __future__ import annotations
 
-import difflib
 import json
 import time
 from pathlib import Path
@@ -22,7 +21,7 @@ from asymrec.errors import AsymrecError, ConfigError, RunError
 from asymrec.files import atomic, recover
 from asymrec.ranking.examples import ExamplesConfig, Impressions, make
 from asymrec.ranking.metrics import measure
-from asymrec.ranking.ranker import RANKERS, Ranker
+from asymrec.ranking.ranker import Ranker, find_ranker
 from asymrec.ranking.schema import Schema, Tables, checked
 from asymrec.training.listener import Listener
 from asymrec.training.loop import QUIET
@@ -59,14 +58,12 @@ def fit_ranker(
             raise RunError(f"{folder} is there and holds no ranker: choose another")
         if not overwrite:
             raise RunError(f"{folder} holds a ranker already: choose another folder, or replace it with --overwrite")
-    if ranker not in RANKERS:
-        near = difflib.get_close_matches(ranker, RANKERS, n=1)
-        raise ConfigError(f"unknown ranker '{ranker}'; " + (f"did you mean '{near[0]}'?" if near else f"there are {', '.join(RANKERS)}"))
+    kind = find_ranker(ranker)
     config = checked(ExamplesConfig, examples or {}, "examples")
     listener.stage("read the tables")
     tables = Tables.read(data)
     found = Schema.infer(tables) if schema is None else Schema.read(schema)
-    model = RANKERS[ranker](found, **settings or {})
+    model = kind(found, **settings or {})
     parts = make(tables, found, config)
     listener.stage(f"fit {ranker} on {len(parts.train):,} impressions")
     begun = time.process_time()

@@ -6,6 +6,7 @@ fit, equal seeds give equal models. The loss is the mean binary cross-entropy ov
 
 from __future__ import annotations
 
+import difflib
 import json
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -268,3 +269,11 @@ class Ranker:
 
     def _actions(self, part: Impressions) -> np.ndarray | None:
         return None if self.action is None else self.action.encode(part.tables.column("context", self.action.field.name))
+
+
+def find_ranker(name: str) -> type[Ranker]:
+    """Raises ConfigError with the nearest name."""
+    if name not in RANKERS:
+        near = difflib.get_close_matches(name, RANKERS, n=1)
+        raise ConfigError(f"unknown ranker '{name}'; " + (f"did you mean '{near[0]}'?" if near else f"there are {', '.join(RANKERS)}"))
+    return RANKERS[name]
