@@ -17,7 +17,7 @@ import typer
 
 from asymrec.cli_pipeline import pipeline
 from asymrec.cli_rank import rank
-from asymrec.cli_shared import listed_ids, own_ids, print_table, split_ids
+from asymrec.cli_shared import Exclude, Histories, IncludeSeen, Only, UserIds, asked_ids, own_ids, print_table
 from asymrec.errors import AsymrecError, RunError
 from asymrec.version import __version__
 
@@ -162,14 +162,12 @@ def evaluate(
 @app.command()
 def recommend(
     run: Run,
-    user: Annotated[list[str] | None, typer.Option(metavar="U", help="User id; may be repeated.")] = None,
-    history: Annotated[
-        list[str] | None, typer.Option(metavar="A,B,C", help="Item ids instead of a user, oldest first; may be repeated.")
-    ] = None,
+    user: UserIds = None,
+    history: Histories = None,
     k: Annotated[int, typer.Option("-k", help="How many.")] = 10,
-    include_seen: Annotated[bool, typer.Option("--include-seen", help="Items of the history may be recommended again.")] = False,
-    only: Annotated[str | None, typer.Option(metavar="A,B|FILE", help="Recommend only these items; a file has one id a line.")] = None,
-    exclude: Annotated[str | None, typer.Option(metavar="A,B|FILE", help="Never these items.")] = None,
+    include_seen: IncludeSeen = False,
+    only: Only = None,
+    exclude: Exclude = None,
     as_json: Json = False,
 ) -> None:
     """Recommend items to users of the data set, or to anyone with a history."""
@@ -177,9 +175,7 @@ def recommend(
 
     model = Recommender.load(run)
     dataset = model.dataset
-    allowed, denied = (None if given is None else own_ids(dataset, "item", listed_ids(given)) for given in (only, exclude))
-    users = None if user is None else own_ids(dataset, "user", user)
-    histories = None if history is None else [own_ids(dataset, "item", split_ids(given)) for given in history]
+    users, histories, allowed, denied = asked_ids(dataset, user, history, only, exclude)
     ids, scores = model.recommend(histories, k, users=users, exclude_seen=not include_seen, only=allowed, exclude=denied)
 
     titles = dataset.titles()

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from asymrec.cli_shared import listed_ids, own_ids, print_table, split_ids
+from asymrec.cli_shared import Exclude, Histories, IncludeSeen, Only, UserIds, asked_ids, print_table
 from asymrec.errors import ConfigError
 
 pipeline = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Retrieval and a ranker behind it: fit, evaluate, recommend.")
@@ -67,14 +67,12 @@ def evaluate(folder: Folder, as_json: Json = False) -> None:
 @pipeline.command()
 def recommend(
     folder: Folder,
-    user: Annotated[list[str] | None, typer.Option(metavar="U", help="User id; may be repeated.")] = None,
-    history: Annotated[
-        list[str] | None, typer.Option(metavar="A,B,C", help="Item ids instead of a user, oldest first; may be repeated.")
-    ] = None,
+    user: UserIds = None,
+    history: Histories = None,
     k: Annotated[int, typer.Option("-k", help="How many.")] = 10,
-    include_seen: Annotated[bool, typer.Option("--include-seen", help="Items of the history may be recommended again.")] = False,
-    only: Annotated[str | None, typer.Option(metavar="A,B|FILE", help="Recommend only these items; a file has one id a line.")] = None,
-    exclude: Annotated[str | None, typer.Option(metavar="A,B|FILE", help="Never these items.")] = None,
+    include_seen: IncludeSeen = False,
+    only: Only = None,
+    exclude: Exclude = None,
     as_json: Json = False,
 ) -> None:
     """The ranked list, with the final score, retrieval's, and the ranker's probability."""
@@ -84,9 +82,7 @@ def recommend(
         raise ConfigError("give either --user or --history")
     found = Pipeline.load(folder)
     dataset = found.dataset
-    allowed, denied = (None if given is None else own_ids(dataset, "item", listed_ids(given)) for given in (only, exclude))
-    users = None if user is None else own_ids(dataset, "user", user)
-    histories = None if history is None else [own_ids(dataset, "item", split_ids(given)) for given in history]
+    users, histories, allowed, denied = asked_ids(dataset, user, history, only, exclude)
     lists = found.recommend(histories, k, users=users, exclude_seen=not include_seen, only=allowed, exclude=denied)
     titles = dataset.titles()
     shown: list[dict[str, Any]] = []

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from asymrec.errors import UnknownIdError
+
+# The options of `recommend`, of a run and of a pipeline
+UserIds = Annotated[list[str] | None, typer.Option("--user", metavar="U", help="User id; may be repeated.")]
+Histories = Annotated[
+    list[str] | None, typer.Option("--history", metavar="A,B,C", help="Item ids instead of a user, oldest first; may be repeated.")
+]
+IncludeSeen = Annotated[bool, typer.Option("--include-seen", help="Items of the history may be recommended again.")]
+Only = Annotated[str | None, typer.Option("--only", metavar="A,B|FILE", help="Recommend only these items; a file has one id a line.")]
+Exclude = Annotated[str | None, typer.Option("--exclude", metavar="A,B|FILE", help="Never these items.")]
 
 EXAMPLES = 3  # ids that the message of an unknown one shows
 SEARCHED = 200_000  # ids among which the nearest is looked for
@@ -29,6 +40,13 @@ def own_ids(dataset: Any, noun: str, texts: list[str]) -> list[Any]:
                     hint = f"the nearest is '{near[0]}'; {hint}"
                 break
         raise UnknownIdError(f"{error}; {hint}") from None
+
+
+def asked_ids(dataset: Any, user: list[str] | None, history: list[str] | None, only: str | None, exclude: str | None) -> tuple:
+    """What these options name, in the data's own ids: users, histories, only, exclude; None where one is not given."""
+    allowed, denied = (None if given is None else own_ids(dataset, "item", listed_ids(given)) for given in (only, exclude))
+    users = None if user is None else own_ids(dataset, "user", user)
+    return users, None if history is None else [own_ids(dataset, "item", split_ids(given)) for given in history], allowed, denied
 
 
 def split_ids(text: str) -> list[str]:
