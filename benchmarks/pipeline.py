@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--rank-set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the ranker")
     parser.add_argument("--ranker", default="tokenformer")
     parser.add_argument("--candidates", type=int, default=100)
+    parser.add_argument("--codes", action="store_true", help="the ranker reads retrieval's codes")
     parser.add_argument("--work", type=Path, help="keep the pipeline here; an interrupted fit goes on")
     parser.add_argument("--out", type=Path, help="JSON log")
     arguments = parser.parse_args()
@@ -39,6 +40,7 @@ def main() -> None:
             ranker=arguments.ranker,
             settings=parse_settings(arguments.rank_set),
             candidates=arguments.candidates,
+            codes=arguments.codes,
             resume=True,
             listener=progress,
         )

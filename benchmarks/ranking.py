@@ -7,6 +7,11 @@
     python benchmarks/ranking.py DATA --spectra PICTURE.svg --models transformer,tokenformer,nlir,bfts --out FILE
     python benchmarks/ranking.py --speed --out FILE                       # step time of 2F2S and 4F, 500 candidates for one user
 
+    python benchmarks/ranking.py DATA --match --tune learning_rate=0.001,0.002 --tune dropout=0.1,0.3 --seeds 0,1,2 --out FILE
+    python benchmarks/ranking.py DATA --models transformer,tokenformer,tokenformer+codes --codes RUN --out FILE
+
+Every ranker is tried with the same values (`--tune`), at the first seed, and the best on validation is fitted with all seeds; the test is
+measured for that one alone. `--match`: rivals get the hidden layers with which they have about as many weights as the transformer.
 The interval is of the AUC's difference to the plain Transformer, of the same seed and of the means over seeds: paired bootstrap over
 users. Epochs end where validation AUC no longer rises.
 """
@@ -14,8 +19,10 @@ users. Epochs end where validation AUC no longer rises.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,6 +34,7 @@ from asymrec.config import parse_settings
 from asymrec.data import Dataset
 from asymrec.machine import facts
 from asymrec.ranking import RANKERS, ExamplesConfig, Impressions, Schema, Tables, make
+from asymrec.ranking.asked import tables_with_codes, with_code_field
 from asymrec.ranking.metrics import compare, measure
 from asymrec.ranking.spectra import spectra
 
@@ -35,6 +43,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "user": {},
     "frappe": {"split_by": "random", "validation_share": 0.2, "test_share": 0.1, "negatives": 2, "power": 0.0, "avoid": "user"},
 }
+WITH_CODES = "+codes"  # after a model's name: it reads the items' codes as well
 
 
 def table(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -42,13 +51,26 @@ def table(arguments: argparse.Namespace) -> dict[str, Any]:
     schema = Schema.infer(tables)
     if arguments.protocol == "frappe":
         schema = schema.model_copy(update={"history": schema.history.model_copy(update={"length": 0})})
-    parts = make(tables, schema, ExamplesConfig(**PROTOCOLS[arguments.protocol]))
+    if arguments.codes:
+        tables, _ = tables_with_codes(tables, arguments.codes)
+    parts = make(tables, schema, ExamplesConfig(**PROTOCOLS[arguments.protocol] | parse_settings(arguments.examples)))
     labels, users = parts.test.labels[:, 0], parts.test.users
-    settings, rows, predicted = parse_settings(arguments.set), [], {}
+    settings, rows, predicted, trials = parse_settings(arguments.set), [], {}, {}
+    grid = [parse_settings(given) for given in product(*([f"{key}={value}" for value in values] for key, values in arguments.tune))]
     seeds, names = [int(seed) for seed in arguments.seeds.split(",")], arguments.models.split(",")
+    chosen: dict[str, dict[str, Any]] = {}
+    for name in names:
+        own = with_code_field(schema) if name.endswith(WITH_CODES) else schema
+        size = matched(name, own, settings, parts, schema) if arguments.match else {}
+        tried = [fitted(name, seeds[0], own, settings | size | each, parts, arguments.work)[0] for each in grid]
+        best = max(range(len(grid)), key=lambda at: tried[at]["best"])  # by validation alone
+        trials[name] = [each | {"validation_auc": row["best"]} for each, row in zip(grid, tried)]
+        chosen[name] = settings | size | grid[best]
     for seed in seeds:
         for name in names:
-            row, predicted[name, seed] = fitted(name, seed, schema, settings, parts, arguments.work)
+            own = with_code_field(schema) if name.endswith(WITH_CODES) else schema
+            row, predicted[name, seed] = fitted(name, seed, own, chosen[name], parts, arguments.work)
+            row = row | measure(labels, predicted[name, seed], users)
             if name != "transformer" and ("transformer", seed) in predicted:
                 found = compare(labels, predicted[name, seed], predicted["transformer", seed], users)
                 row["over_transformer"] = [found.difference, found.low, found.high]
@@ -56,27 +78,47 @@ def table(arguments: argparse.Namespace) -> dict[str, Any]:
             print({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}, flush=True)
     means = [over_seeds(name, seeds, rows, predicted, labels, users) for name in names]
     about = {"data": Path(arguments.data).name, "protocol": arguments.protocol, "schema": schema.model_dump(mode="json")}
+    about |= {"examples": arguments.examples, "chosen": chosen, "trials": trials}
     return about | {"impressions": [len(part) for part in vars(parts).values()], "rows": rows, "means": means}
 
 
+def matched(name: str, schema: Schema, settings: dict, parts: Any, plain: Schema) -> dict[str, Any]:
+    """The settings with which a rival has nearest as many weights as the plain Transformer; the family of token models has them as it is,
+    and so has logistic regression, whose weights are its values'."""
+    kind = name.removesuffix(WITH_CODES)
+    knobs: dict[str, list[dict[str, Any]]] = {"onetrans": [{"width": 8 * n, "ffn": 16 * n} for n in range(2, 9)]}
+    for field_model in ("deepfm", "dcnv2", "din"):
+        knobs[field_model] = [{"hidden": [4 * n, 2 * n, n]} for n in range(16, 257, 8)]
+    if kind not in knobs:
+        return {}
+    wanted = weights("transformer", plain, settings, parts)
+    return min(knobs[kind], key=lambda knob: abs(weights(kind, schema, settings | knob, parts) - wanted))
+
+
+def weights(kind: str, schema: Schema, settings: dict, parts: Any) -> int:
+    """How many a ranker would have, fitted on these impressions."""
+    return RANKERS[kind](schema, **settings | {"epochs": 1}).weights(parts.train)
+
+
 def fitted(name: str, seed: int, schema: Schema, settings: dict, parts: Any, work: Path | None) -> tuple[dict[str, Any], np.ndarray]:
-    """A row and the test's predictions; from `work`, where an earlier run of these settings left them."""
-    kept = work and work / f"{name}-{seed}.json"
-    asked = {"settings": settings, "schema": schema.model_dump(mode="json"), "impressions": [len(part) for part in vars(parts).values()]}
-    if kept and kept.exists() and (held := json.loads(kept.read_text(encoding="utf-8")))["asked"] == asked:
-        return held["row"], np.load(kept.with_suffix(".npy"), allow_pickle=False)
+    """What a fit was like, and its predictions of the test; from `work`, where an earlier run of these settings left them."""
+    asked = {"name": name, "seed": seed, "settings": settings, "schema": schema.model_dump(mode="json")}
+    asked["impressions"] = [len(part) for part in vars(parts).values()]
+    kept = work and work / f"{name}-{seed}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]}.json"
+    if kept and kept.exists():
+        return json.loads(kept.read_text(encoding="utf-8")), np.load(kept.with_suffix(".npy"), allow_pickle=False)
     start = time.process_time()
-    ranker = RANKERS[name](schema, seed=seed, **settings).fit(parts.train, parts.validation)
+    ranker = RANKERS[name.removesuffix(WITH_CODES)](schema, seed=seed, **settings).fit(parts.train, parts.validation)
     seconds, predicted = time.process_time() - start, ranker.predict(parts.test)
     row = {
         **{"model": name, "seed": seed, "epochs": len(ranker.log), "best": max(entry["auc"] for entry in ranker.log)},
-        **measure(parts.test.labels[:, 0], predicted, parts.test.users),
         **{"parameters": sum(p.numel() for p in ranker.network.parameters()), "cpu_seconds": seconds},
     }
+    print(f"{name} seed {seed} {settings}: validation AUC {row['best']:.4f}, {row['epochs']} epochs, {seconds:.0f} s", flush=True)
     if kept:
         work.mkdir(parents=True, exist_ok=True)
         np.save(kept.with_suffix(".npy"), predicted)
-        kept.write_text(json.dumps({"asked": asked, "row": row}), encoding="utf-8")
+        kept.write_text(json.dumps(row), encoding="utf-8")
     return row, predicted
 
 
@@ -197,13 +239,22 @@ def speed() -> dict[str, Any]:
     return {"step_cpu_seconds": steps, "saved_by_2F2S": 1 - steps["2F2S"] / steps["4F"], "500_candidates_p50_seconds": served}
 
 
+def grid_of(text: str) -> tuple[str, list[str]]:
+    key, _, values = text.partition("=")
+    return key, values.split(",")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, nargs="?", help="data folder")
     parser.add_argument("--models", default=MODELS)
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--protocol", choices=PROTOCOLS, default="user")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of every ranker")
+    parser.add_argument("--examples", action="append", default=[], metavar="KEY=VALUE", help="how impressions are made")
+    parser.add_argument("--tune", action="append", default=[], metavar="KEY=A,B", type=grid_of, help="try all of these, the same for each")
+    parser.add_argument("--match", action="store_true", help="make rivals about as large as the transformer")
+    parser.add_argument("--codes", type=Path, metavar="RUN", help="whose items' codes the models named NAME+codes read as well")
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--spectra", type=Path, help="draw the spectra of these token models into this .svg")
     parser.add_argument("--work", type=Path, help="folder that keeps what is finished")

@@ -17,9 +17,10 @@ from asymrec.data import Sequences
 from asymrec.errors import ConfigError, DataError, RunError, UnknownIdError
 from asymrec.evaluation import evaluate
 from asymrec.models import Counts
-from asymrec.pipeline import Pipeline, _Stage, fit_pipeline, read_pipeline
+from asymrec.pipeline import Pipeline, evaluate_pipeline, fit_pipeline, read_pipeline
+from asymrec.pipeline.stages import Stage
 from asymrec.ranking import RANKERS, Tables
-from asymrec.ranking.asked import NEGATIVES, POSITIVES, schema_of, training_impressions, with_nobody
+from asymrec.ranking.asked import CODES, NEGATIVES, POSITIVES, schema_of, training_impressions, with_nobody
 
 RANK = {"epochs": 1, "width": 16, "heads": 2, "ffn": 16, "embedding": 8}
 RANK_SET = [part for name, value in RANK.items() for part in ("--rank-set", f"{name}={value}")]
@@ -55,7 +56,9 @@ def test_a_ranker_learns_from_the_training_part_alone(data):
         asked.append(histories)
         return lists[: len(histories)]
 
-    made = training_impressions(dataset, with_nobody(found.users), schema_of(found), split.train, split.train_users, retrieve, 0)
+    made = training_impressions(
+        dataset, dataset.items, with_nobody(found.users), schema_of(found), split.train, split.train_users, retrieve, 0
+    )
     labels = made.labels[:, 0]
     lengths = split.train.lengths
     assert labels.sum() == np.minimum(lengths - 1, POSITIVES).sum() and len(made) <= (NEGATIVES + 1) * labels.sum()
@@ -110,7 +113,7 @@ def test_figures_are_those_of_the_final_order(pipeline):
     examples = pipeline.dataset.split().test.take(np.arange(60))
     counts = np.ones(pipeline.dataset.n_items, np.int64)
     for weight, history in product((0.0, 1.0, math.inf), ("kept", "removed")):
-        stage = _Stage(pipeline, examples, weight, history == "removed", {})
+        stage = Stage(pipeline, examples, weight, history == "removed", {})
         found = evaluate(stage, examples, 120, counts, ks=(5, 10, 20), history=history).metrics[history]
         pipeline.weight, before = weight, pipeline.weight
         rows = pipeline.rank(examples.histories, 20, None, history == "removed", examples.users)[0]
@@ -137,7 +140,7 @@ def test_ties_are_not_in_the_targets_favour(pipeline):
 
     examples = pipeline.dataset.split().test.take(np.arange(5))
     flat = Pipeline(Flat(), Same(), pipeline.users, 1.0, 20)
-    found = evaluate(_Stage(flat, examples, 1.0, False, {}), examples, 120, np.ones(120, np.int64))
+    found = evaluate(Stage(flat, examples, 1.0, False, {}), examples, 120, np.ones(120, np.int64))
     assert (found.ranks["kept"] == 120).all()
 
 
@@ -149,7 +152,7 @@ def test_counts_that_are_no_logits_are_blended_too(data):
     split, users = dataset.split(), with_nobody(found.users)
     piped = Pipeline(retrieval, ranker, users, 1.0, 20)
     made = training_impressions(
-        dataset, users, schema_of(found), split.train, split.train_users, lambda h: retrieval.best(h, 20, None, False)[0], 0
+        dataset, dataset.items, users, schema_of(found), split.train, split.train_users, lambda h: retrieval.best(h, 20, None, False)[0], 0
     )
     ranker.fit(made, made)
     rows, final, _, _ = piped.rank(Sequences.of([[3, 4, 5], [7]]), 5)
@@ -167,8 +170,25 @@ def test_a_folder_is_whole_and_says_what_was_measured(fitted, pipeline):
     assert {one["history"] for one in facts["comparisons"]} == {"kept", "removed"}
 
 
+def test_a_ranker_reads_the_codes_of_retrieval(data, tmp_path):
+    recipe = Recipe.of(None, **SETTINGS)
+    facts = fit_pipeline(data, tmp_path / "p", recipe, settings=RANK, candidates=20, codes=True)
+    piped = Pipeline.load(tmp_path / "p")
+    assert facts["codes"] and piped.ranker.schema.item[-1].kind == "code"
+    codes = piped.retrieval.catalogue()[1]
+    assert np.array_equal(np.array(piped.items[CODES].to_pylist()), codes) and CODES not in piped.dataset.items.column_names
+    histories = piped.dataset.sequences.take(np.arange(5))
+    rows = piped.retrieval.best(histories, 20, None, True)[0]
+    other = piped.dataset.items.append_column(CODES, pa.array(np.roll(codes, 1, 0).tolist(), piped.items[CODES].type))
+    assert np.abs(piped.logits(histories, rows) - piped.logits(histories, rows, items=other)).max() > 1e-4
+    assert evaluate_pipeline(tmp_path / "p")["metrics"] == facts["metrics"]
+    with pytest.raises(ConfigError, match="'itemknn' gives items none"):
+        fit_pipeline(data, tmp_path / "q", model="itemknn", settings=RANK, codes=True)
+    assert not (tmp_path / "q").exists()
+
+
 def test_a_fit_that_was_interrupted_goes_on(data, tmp_path, monkeypatch, fitted):
-    import asymrec.pipeline as module
+    import asymrec.pipeline.fitting as module
 
     recipe = Recipe.of(None, **SETTINGS)
 

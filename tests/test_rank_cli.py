@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small import contents, here
+from small import contents, here, settings, tables, write
 
 from asymrec.errors import ConfigError, RunError
 from asymrec.ranking.folders import evaluate_ranker, fit_ranker, load_ranker, score_items
@@ -53,6 +53,21 @@ def test_a_folder_has_all_that_is_needed(fitted, data):
     assert facts["ranker"] == "deepfm" and facts["metrics"]["auc"] > 0.9 and facts["metrics"] == evaluate_ranker(fitted)
     again = here("rank", "evaluate", fitted, "--json")
     assert json.loads(again.stdout) == facts["metrics"]
+
+
+def test_codes_of_a_run_are_one_more_field(tmp_path):
+    shop, run = write(tmp_path / "shop", *tables()), tmp_path / "run"
+    assert here("fit", shop, "-o", run, *settings()).returncode == 0
+    done = here("rank", "fit", shop, "-o", tmp_path / "r", "--ranker", "linear", "--codes", run, *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert "codes of 120 of 120 items" in done.stderr
+    ranker, found, _ = load_ranker(tmp_path / "r")
+    assert ranker.schema.item[-1].kind == "code" and ranker.schema.item[-1].name in found.dataset.items.column_names
+    assert here("rank", "evaluate", tmp_path / "r").returncode == 0
+    assert here("fit", shop, "-o", tmp_path / "counts", "--model", "counts").returncode == 0
+    for wrong, told in ((tmp_path / "counts", "gives items no codes"), (tmp_path / "none", "none")):
+        done = here("rank", "fit", shop, "-o", tmp_path / "s", "--codes", wrong, *QUICK)
+        assert done.returncode == 2 and told in done.stderr and not (tmp_path / "s").exists(), done.stderr
 
 
 def test_items_are_scored_best_first(fitted):

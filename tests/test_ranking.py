@@ -79,6 +79,9 @@ def test_an_encoder_has_places_for_nothing_rare_and_unseen():
     codes = Encoder.fit(Field(name="x", kind="code"), pa.chunked_array([[[0, 1], [2, 0]]]), np.ones(2, int))
     assert codes.size == 6
     assert codes.encode(pa.chunked_array([[[2, 1], None]])).tolist() == [[3, 5], [0, 0]]
+    assert codes.encode(pa.chunked_array([[[9, 1]]])).tolist() == [[NOTHING, 5]]  # of an item to come
+    with pytest.raises(DataError, match="3 codes, training had 2"):
+        codes.encode(pa.chunked_array([[[0, 0, 0]]]))
 
 
 def test_histories_lie_strictly_before(tables, schema):
@@ -89,6 +92,36 @@ def test_histories_lie_strictly_before(tables, schema):
             assert (owners[begin:end] == user).all()
         assert (part.ends == part.begins + (part.ends - part.begins) // 2 * 2).all()  # two at a time: never one of a pair
     assert (np.diff(times[:20]) >= 0).all()
+
+
+def test_numbers_that_are_names_are_categories():
+    many = np.arange(300)
+    columns = {"item_id": many, "city": many, "shop_id": many, "cityscape": many, "price": many / 7, "city_share": many / 7}
+    found = Schema.infer(Tables(Dataset.read(pa.table({"user_id": many, "item_id": many}), pa.table(columns))))
+    kinds = {field.name: field.kind for field in found.item}
+    assert kinds["city"] == kinds["shop_id"] == "category"
+    assert kinds["cityscape"] == kinds["price"] == kinds["city_share"] == "numeric"
+
+
+def test_the_latest_alone_are_asked_about(tables, schema):
+    whole, few = make(tables, schema), make(tables, schema, ExamplesConfig(train_latest=3, test_latest=1))
+    for name, most in (("train", 3), ("validation", 1), ("test", 1)):
+        every, some = getattr(whole, name), getattr(few, name)
+        latest = [np.flatnonzero(every.users == user)[-most:] for user in np.unique(every.users)]
+        wanted = every.take(np.concatenate(latest))
+        assert np.array_equal(some.items, wanted.items) and np.array_equal(some.labels, wanted.labels)
+        assert np.array_equal(some.begins, wanted.begins) and np.array_equal(some.ends, wanted.ends)  # histories are whole
+    with pytest.raises(ConfigError, match="split_by=random"):
+        make(tables, schema, ExamplesConfig(split_by="random", train_latest=3))
+
+
+def test_weights_are_told_before_a_fit(tables, schema):
+    parts = make(tables, schema)
+    for name in ("tokenformer", "dcnv2"):
+        ranker = RANKERS[name](schema, **{**QUICK, "epochs": 1})
+        expected = ranker.weights(parts.train)
+        ranker.fit(parts.train.take(np.arange(len(parts.train))), parts.validation)
+        assert expected == sum(each.numel() for each in ranker.network.parameters())
 
 
 def test_negatives_are_not_of_the_past(tables, schema):

@@ -20,12 +20,14 @@ RANK = {"epochs": 1, "width": 16, "heads": 2, "ffn": 16, "embedding": 8}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Items have a colour that the ranker reads, interactions a rating: what is done to an item in a history."""
+    """Items have a colour and codes that the ranker reads, interactions a rating: what is done to an item in a history."""
     interactions, items = tables()
     items = items.append_column("colour", pa.array([("red", "blue", "green")[row % 3] for row in range(120)]))
     interactions = interactions.append_column("rating", pa.array(np.random.default_rng(0).integers(1, 6, len(interactions))))
     data = write(tmp_path_factory.mktemp("data"), interactions, items)
-    fit_pipeline(data, data.parent / "pipeline", Recipe.of(None, **SETTINGS | {"epochs": 1}), settings=RANK | {"seed": 1}, candidates=15)
+    fit_pipeline(
+        data, data.parent / "pipeline", Recipe.of(None, **SETTINGS | {"epochs": 1}), settings=RANK | {"seed": 1}, candidates=15, codes=True
+    )
     return data.parent / "pipeline"
 
 

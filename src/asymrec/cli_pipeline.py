@@ -32,6 +32,7 @@ def fit(
     ranker: Annotated[str | None, typer.Option(metavar="NAME", help="tokenformer (default), transformer, hstu, din, dcnv2, ...")] = None,
     ranker_settings: Annotated[list[str] | None, typer.Option("--rank-set", metavar="KEY=VALUE", help="A setting of the ranker.")] = None,
     candidates: Annotated[int | None, typer.Option(min=2, help="Items that are retrieved to be ranked; 100 by default.")] = None,
+    codes: Annotated[bool | None, typer.Option("--codes", help="The ranker reads the codes that retrieval gives items.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted fit in PIPELINE.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in PIPELINE, once the new one is finished.")] = False,
 ) -> None:
@@ -42,6 +43,7 @@ def fit(
 
     recipe = Recipe.read(config, **parse_settings(settings or [])) if config or settings else None
     options = {"model": model, "ranker": ranker, "settings": parse_settings(ranker_settings or []), "candidates": candidates}
+    options["codes"] = codes
     try:
         with Progress() as progress:
             facts = fit_pipeline(data, output, recipe, resume=resume, overwrite=overwrite, listener=progress, **options)

@@ -41,6 +41,7 @@ def fit(
     examples: Annotated[
         list[str] | None, typer.Option("--examples", metavar="KEY=VALUE", help="How impressions are made: split_by, negatives, ...")
     ] = None,
+    codes: Annotated[Path | None, typer.Option(metavar="RUN", help="Read the codes that this run gave the items as well.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the ranker in FOLDER, once the new one is finished.")] = False,
 ) -> None:
     """Fit a ranker on the impressions of DATA, measure it on their latest part, write a folder."""
@@ -50,7 +51,7 @@ def fit(
 
     given = {"settings": parse_settings(settings or []), "examples": parse_settings(examples or [])}
     with Progress() as progress:
-        facts = fit_ranker(data, output, ranker=ranker, schema=schema, overwrite=overwrite, listener=progress, **given)
+        facts = fit_ranker(data, output, ranker=ranker, schema=schema, codes=codes, overwrite=overwrite, listener=progress, **given)
     _print(facts["metrics"])
     print(output)
 

@@ -125,6 +125,10 @@ class Dataset:
         """As `user_rows`, with -1 for an id that is not there."""
         return self._users.known(ids)
 
+    def find_items(self, ids: Iterable) -> np.ndarray:
+        """As `item_rows`, with -1 for an id that is not there."""
+        return self._items.known(ids)
+
     def item_rows(self, ids: Iterable) -> np.ndarray:
         """int32 [len(ids)]. Raises UnknownIdError with the first unknown id and how many there are."""
         return self._items.rows(ids)
@@ -146,6 +150,11 @@ class Dataset:
         _refuse_duplicates(source, self.item_column, keys)
         arguments = (self.sequences, self.interactions, self.time_unit, self.notes)
         return Dataset(self._users, both, self.item_column, *arguments, keys)
+
+    def over(self, items: pa.Table) -> Dataset:
+        """The same users, sequences and items, with these columns of the items, row by row."""
+        arguments = (self.sequences, self.interactions, self.time_unit, self.notes)
+        return Dataset(self._users, items, self.item_column, *arguments, self._items.keys)
 
     def item_table(self, items: pa.Table) -> pa.Table:
         """A table as a piece of the item table: its columns in their order and types, nulls where one is left out. Raises DataError."""

@@ -83,6 +83,10 @@ class Recommender:
         """Vectors float32 [n_items, d] and codes int32 [n_items, n_codes] of the items, where the model has them."""
         return None, None
 
+    def has_codes(self) -> bool:
+        """Whether a fit gives items codes; known before it."""
+        return False
+
     def code_groups(self) -> np.ndarray | None:
         """int64 [n_items], for code-level hits: items of one number share their code id. None where the model has no codes.
 

@@ -56,6 +56,9 @@ class Trained(Recommender):
         """What writes items as codes, not fitted yet; None for a model without codes."""
         return None
 
+    def has_codes(self) -> bool:
+        return self._quantizer() is not None
+
     def _begin(self, dataset: Dataset, split: Split) -> Split:
         """Look at the data before anything is fitted; returns the one to fit on."""
         return split

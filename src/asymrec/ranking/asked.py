@@ -10,6 +10,7 @@ A user field is nothing for whom nothing is known of; one training stream of ten
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,12 +18,14 @@ import pyarrow as pa
 
 from asymrec.data import Sequences
 from asymrec.data.dataset import Dataset
+from asymrec.errors import ConfigError, DataError
 from asymrec.ranking.examples import Impressions
-from asymrec.ranking.schema import Schema, Tables
+from asymrec.ranking.schema import Field, Schema, Tables
 
 POSITIVES, MOST = 32, 100_000  # of a user, the latest; together
 NEGATIVES = 8  # beside each positive
 POWER = 0.75  # of an item's count, its chance to be drawn
+CODES = "codes_of_retrieval"  # column and field of an item's codes
 UNKNOWN = 0.1  # share of the training streams whose user is not told
 
 
@@ -72,18 +75,60 @@ def actions_of(
     return {name: pa.chunked_array([dataset.interactions[name].combine_chunks()]).take(pa.array(flat, mask=~known)).combine_chunks()}
 
 
-def schema_of(tables: Tables) -> Schema:
-    """What a ranker behind retrieval reads: users, items and behaviours. What an interaction says besides is not known beforehand."""
-    return Schema.infer(tables).model_copy(update={"context": (), "labels": ()})
+def with_codes(items: pa.Table, codes: np.ndarray) -> pa.Table:
+    """The items' table and their codes, int [n, n_codes]. Raises DataError: it has a column of that name."""
+    if CODES in items.column_names:
+        raise DataError(f"items: column '{CODES}' is there already")
+    flat = pa.array(np.ascontiguousarray(codes, np.int32).reshape(-1))
+    return items.append_column(CODES, pa.FixedSizeListArray.from_arrays(flat, codes.shape[1]))
+
+
+def tables_with_codes(tables: Tables, run: str | Path) -> tuple[Tables, int]:
+    """The tables with the codes that a run's model gave these items, null for an item that it does not know; and how many it knows.
+
+    Raises RunError: no run. ConfigError: its model has no codes, or knows none of the items.
+    """
+    from asymrec.models import Recommender
+
+    model, dataset = Recommender.load(run), tables.dataset
+    codes = model.catalogue()[1]
+    if codes is None:
+        raise ConfigError(f"{run}: model '{model.name}' gives items no codes")
+    rows = model.dataset.find_items(dataset.item_ids.to_pylist())
+    if not (rows >= 0).any():
+        raise ConfigError(f"{run} knows none of the items")
+    found = with_codes(dataset.items, np.where((rows >= 0)[:, None], codes[rows], -1))
+    return Tables(dataset.over(found), tables.users), int((rows >= 0).sum())
+
+
+def schema_of(tables: Tables, codes: bool = False) -> Schema:
+    """What a ranker behind retrieval reads: users, items and behaviours. What an interaction says besides is not known beforehand.
+
+    codes: the items' codes as well, see `with_codes`.
+    """
+    found = Schema.infer(tables).model_copy(update={"context": (), "labels": ()})
+    return with_code_field(found) if codes else found
+
+
+def with_code_field(schema: Schema) -> Schema:
+    """The schema and the items' codes, the column that `with_codes` adds."""
+    return schema.model_copy(update={"item": (*schema.item, Field(name=CODES, kind="code"))})
 
 
 def training_impressions(
-    dataset: Dataset, users: pa.Table, schema: Schema, train: Sequences, train_users: np.ndarray, retrieve, seed: int
+    dataset: Dataset,
+    items: pa.Table,
+    users: pa.Table,
+    schema: Schema,
+    train: Sequences,
+    train_users: np.ndarray,
+    retrieve,
+    seed: int,
 ) -> Impressions:
     """Labelled impressions of the training part.
 
-    users: with a line of nulls at the end. train: sequences that begin as the data set's do, of the users `train_users`. retrieve:
-    histories -> int32 [n, C], what retrieval puts first, -1 where there is nothing more.
+    items, users: as a ranker reads them, users with a line of nulls at the end. train: sequences that begin as the data set's do, of the
+    users `train_users`. retrieve: histories -> int32 [n, C], what retrieval puts first, -1 where there is nothing more.
     """
     random = np.random.default_rng(seed)
     lengths = train.lengths
@@ -103,10 +148,10 @@ def training_impressions(
     wrong = (negatives == train.items[positives][:, None]) | (negatives < 0)
 
     who = np.where(random.random(len(train)) < UNKNOWN, users.num_rows - 1, train_users)
-    asked = Asked(dataset.items, users, train, who, actions_of(dataset, schema, train, train_users))
+    asked = Asked(items, users, train, who, actions_of(dataset, schema, train, train_users))
     rows = np.repeat(positives, NEGATIVES + 1).reshape(-1, NEGATIVES + 1)
-    items = np.concatenate([train.items[positives][:, None], negatives], 1)
-    labels = np.zeros(items.shape, np.float32)
+    shown = np.concatenate([train.items[positives][:, None], negatives], 1)
+    labels = np.zeros(shown.shape, np.float32)
     labels[:, 0] = 1
     keep = np.concatenate([np.ones((len(positives), 1), bool), ~wrong], 1)
-    return asked.impressions(owners[rows[keep]], items[keep], labels[keep], rows[keep])
+    return asked.impressions(owners[rows[keep]], shown[keep], labels[keep], rows[keep])

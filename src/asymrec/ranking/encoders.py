@@ -1,7 +1,7 @@
 """Columns as whole numbers: vocabularies and quantiles from the training part, with a place for what it did not hold.
 
-Number 0 is nothing (null, an empty place), 1 is rare or unseen, known values follow. A periodic number is kept as a number, in units of
-its spread in training, and beside it whether it is there.
+Number 0 is nothing (null, an empty place, a code that training did not hold), 1 is rare or unseen, known values follow. A periodic
+number is kept as a number, in units of its spread in training, and beside it whether it is there.
 """
 
 from __future__ import annotations
@@ -94,9 +94,10 @@ class Encoder:
         return out
 
     def _code_numbers(self, codes: np.ndarray) -> np.ndarray:
-        if codes.shape[1] != len(self.sizes) or (codes >= self.sizes).any():
-            raise DataError(f"field '{self.field.name}': other codes than in training")
-        return np.where(codes < 0, NOTHING, 1 + codes + np.r_[0, np.cumsum(self.sizes)[:-1]])
+        if codes.shape[1] != len(self.sizes):
+            raise DataError(f"field '{self.field.name}': {codes.shape[1]} codes, training had {len(self.sizes)}")
+        known = (codes >= 0) & (codes < self.sizes)
+        return np.where(known, 1 + codes + np.r_[0, np.cumsum(self.sizes)[:-1]], NOTHING)
 
     def state(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -36,6 +36,8 @@ class ExamplesConfig(Section):
     negatives: int = Setting(4, ge=1, description="without labels: items drawn for each positive")
     power: float = Setting(0.75, ge=0, description="of an item's count in training, its chance to be drawn; 0: all alike")
     avoid: Literal["past", "user"] = Setting("past", description="which items of the user are not drawn")
+    train_latest: int = Setting(0, ge=0, description="of a user's training interactions the latest so many are asked about; 0: all")
+    test_latest: int = Setting(0, ge=0, description="the same of validation and of test")
     seed: int = Setting(0, ge=0)
 
 
@@ -103,8 +105,12 @@ def make(tables: Tables, schema: Schema, config: ExamplesConfig | None = None) -
     users, begins = owners.astype(np.int32), sequences.offsets[:-1][owners]
     every = Impressions(tables, users, sequences.items, begins, _strictly_before(tables), context, labels)
     random = np.random.default_rng(config.seed)
+    counts = np.bincount(every.items[part == 0], minlength=tables.dataset.n_items)
+    if config.train_latest or config.test_latest:
+        asked = np.flatnonzero(_latest(owners, part, config))
+        every, part = every.take(asked), part[asked]
     if not schema.labels:
-        every, part = _with_negatives(every, part, config, random)
+        every, part = _with_negatives(every, part, counts, config, random)
     if config.split_by == "random":
         part = _shares(random.permutation(len(every)), len(every), config)
     found = [every.take(np.flatnonzero(part == number)) for number in range(3)]
@@ -146,10 +152,20 @@ def _strictly_before(tables: Tables) -> np.ndarray:
     return np.maximum.accumulate(np.where(first, place, 0))
 
 
-def _with_negatives(every: Impressions, part: np.ndarray, config: ExamplesConfig, random: np.random.Generator):
-    """Each positive, and after it its negatives with label 0 and the rest alike."""
+def _latest(owners: np.ndarray, part: np.ndarray, config: ExamplesConfig) -> np.ndarray:
+    """bool [interactions]: whether it is among its user's latest of its part. Histories are not cut by this."""
+    if config.split_by == "random":
+        raise ConfigError("examples: train_latest and test_latest want a split in time, not split_by=random")
+    most = np.array([limit or len(owners) for limit in (config.train_latest, config.test_latest, config.test_latest)])
+    # parts follow one another in a user's sequence, so each is one run of places
+    after = np.flatnonzero(np.r_[(np.diff(owners) != 0) | (np.diff(part) != 0), True]) + 1
+    ends = np.repeat(after, np.diff(np.r_[0, after]))
+    return ends - np.arange(len(owners)) <= most[part]
+
+
+def _with_negatives(every: Impressions, part: np.ndarray, counts: np.ndarray, config: ExamplesConfig, random: np.random.Generator):
+    """Each positive, and after it its negatives with label 0 and the rest alike. counts: of every item in training."""
     n_items = every.tables.dataset.n_items
-    counts = np.bincount(every.items[part == 0], minlength=n_items)
     chances = np.cumsum(np.maximum(counts, 1e-9) ** config.power)
     rows = np.repeat(np.arange(len(every)), config.negatives)
     users = every.users[rows].astype(np.int64)

@@ -19,6 +19,7 @@ import numpy as np
 from asymrec import machine
 from asymrec.errors import AsymrecError, ConfigError, RunError
 from asymrec.files import atomic, recover
+from asymrec.ranking.asked import tables_with_codes, with_code_field
 from asymrec.ranking.examples import ExamplesConfig, Impressions, make
 from asymrec.ranking.metrics import measure
 from asymrec.ranking.ranker import Ranker, find_ranker
@@ -38,6 +39,7 @@ def fit_ranker(
     schema: str | Path | None = None,
     settings: dict[str, Any] | None = None,
     examples: dict[str, Any] | None = None,
+    codes: str | Path | None = None,
     overwrite: bool = False,
     listener: Listener = QUIET,
 ) -> dict[str, Any]:
@@ -46,6 +48,7 @@ def fit_ranker(
     Args:
         data: folder with interactions.*, items.* and, where there is one, users.*.
         ranker: a name in `RANKERS`. schema: YAML file; inferred when None. settings: of the ranker. examples: of `ExamplesConfig`.
+        codes: run folder whose items' codes are read as one more field of the item.
     Returns the facts of `metrics.json`.
     Raises RunError: the folder is in the way. ConfigError: an unknown name (the nearest is named), an impossible value. DataError.
     """
@@ -63,6 +66,10 @@ def fit_ranker(
     listener.stage("read the tables")
     tables = Tables.read(data)
     found = Schema.infer(tables) if schema is None else Schema.read(schema)
+    if codes is not None:
+        tables, known = tables_with_codes(tables, codes)
+        found = with_code_field(found)
+        listener.stage(f"codes of {known:,} of {tables.dataset.n_items:,} items from {codes}")
     model = kind(found, **settings or {})
     parts = make(tables, found, config)
     listener.stage(f"fit {ranker} on {len(parts.train):,} impressions")

@@ -164,6 +164,14 @@ class Ranker:
         self.log = train(self.network, batches, loss, validate, training, listener=listener, decides="auc")
         return self
 
+    def weights(self, train_part: Impressions) -> int:
+        """How many this ranker has once fitted on these impressions, whose vocabularies decide it."""
+        other = type(self)(self.schema, self.config)
+        other.encoders, other.action = other._fit_encoders(train_part)
+        other.tasks = train_part.labels.shape[1]
+        other._build(None)
+        return sum(each.numel() for each in other.network.parameters())
+
     def predict(self, impressions: Impressions, all_tasks: bool = False, share: bool = True) -> np.ndarray:
         """float32 [n], the probability of the first task; or [n, tasks].
 

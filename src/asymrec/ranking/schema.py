@@ -12,6 +12,7 @@ Written in YAML, or inferred from the tables, printed, and edited:
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,8 @@ from asymrec.errors import ConfigError, DataError
 
 CATEGORIES = 64  # whole numbers of at most so many different values are categories, others numeric
 _LABELS = ("label", "click", "clicked", "is_click", "like", "rating", "stars", "score", "overall")
+# whole numbers with such a word in their name are names, however many there are
+_NAMES = {"id", "code", "city", "country", "region", "state", "zip", "postcode", "category", "brand", "type", "device", "os", "language"}
 _OUTCOMES = ("count", "plays", "playtime", "hours", "watch_time", "watch_ratio", "duration", "dwell_time", "price_paid", "quantity")
 
 
@@ -185,10 +188,10 @@ def checked(section: type[Section], tree: dict[str, Any], what: str) -> Any:
 
 
 def _fields(table: pa.Table, id_column: str | None) -> tuple[Field, ...]:
-    return tuple(Field(name=name, kind=kind) for name in table.column_names if (kind := _kind(table[name], name == id_column)))
+    return tuple(Field(name=name, kind=kind) for name in table.column_names if (kind := _kind(table[name], name, name == id_column)))
 
 
-def _kind(column: pa.ChunkedArray, is_id: bool) -> str | None:
+def _kind(column: pa.ChunkedArray, name: str, is_id: bool) -> str | None:
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     filled = len(column) - column.null_count
     if is_id or pa.types.is_boolean(kind):
@@ -198,8 +201,8 @@ def _kind(column: pa.ChunkedArray, is_id: bool) -> str | None:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return "vector" if pa.types.is_floating(kind.value_type) else "values"
     if _is_number(kind):
-        few = pa.types.is_integer(kind) and len(pc.unique(column)) <= CATEGORIES
-        return "category" if few else "numeric"
+        named = not _NAMES.isdisjoint(re.split(r"[^a-z]+", name.lower()))
+        return "category" if pa.types.is_integer(kind) and (named or len(pc.unique(column)) <= CATEGORIES) else "numeric"
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return "category" if len(pc.unique(column)) <= filled / 2 else None
     return None

@@ -68,7 +68,8 @@ def spectra(ranker: Ranker, impressions: Impressions) -> list[Spectrum]:
     found: dict[tuple[int, str], _Moments] = {}
 
     def take(layer: int, s: Stream) -> None:
-        for kind, part in zip(KINDS, (s.static.flatten(0, 1), s.columns[s.valid], s.targets.flatten(0, 1))):
+        # the separator stands at place 0 among the columns, and is no behaviour
+        for kind, part in zip(KINDS, (s.static.flatten(0, 1), s.columns[s.valid & (s.places > 0)], s.targets.flatten(0, 1))):
             if len(part):
                 found.setdefault((layer, kind), _Moments(part.shape[1])).add(part)
 

@@ -96,8 +96,11 @@ class Snapshot:
 
     @cached_property
     def items(self) -> pa.Table:
-        """The line of each row, as a ranker reads them; the fitted table itself as long as it is that."""
-        return self.run.dataset.items if self.table is self.run.dataset.items else self.table.take(pa.array(self.lines))
+        """The line of each row, as the run's ranker reads them; the fitted table itself as long as it is that."""
+        pipeline = self.run.pipeline
+        return (
+            pipeline.items if self.table is self.run.dataset.items else pipeline.readable(self.table.take(pa.array(self.lines)), self.model)
+        )
 
     def row(self, item: Any) -> int:
         """Raises UnknownIdError. A retired item has a row as well: it may stand in histories."""
