@@ -12,7 +12,7 @@ from asymrec import EASE, AsymRec, Counts, Dataset, ItemKNN, Popularity, Recomme
 from asymrec.data import Sequences
 from asymrec.errors import ConfigError, DataError, RunError, UnknownIdError, VectorError
 from asymrec.evaluation import evaluate
-from asymrec.models import HSTU, RPG, FlexCode, Fusion, SASRec, SASRecContent, Tiger, coded
+from asymrec.models import HSTU, RPG, AsymRecBoth, FlexCode, Fusion, SASRec, SASRecContent, Tiger, coded
 from asymrec.models.trained import cut
 from asymrec.retrieval.index import CodeIndex
 
@@ -31,6 +31,7 @@ MODELS = {
     "asymrec-continuous-input": lambda **s: AsymRec(**SMALL | {"read": "vectors"} | s),
     "asymrec-vectors": lambda **s: AsymRec(**SMALL | {"write": "vectors", "temperature": None} | s),
     "asymrec-linear": lambda **s: AsymRec(**SMALL | {"objective": "heads", "linear_heads": True} | s),
+    "asymrec+collaborative": lambda **s: AsymRecBoth(**SMALL | FLEX_SMALL | s),
     "hstu": lambda **s: HSTU(**SMALL | s),
     "sasrec": lambda **s: SASRec(**SMALL | s),
     "sasrec-gbce": lambda **s: SASRec(**SMALL | {"objective": "gbce", "negatives": 16, "temperature": None} | s),

@@ -102,7 +102,8 @@ class RQVAEConfig(Section):
 class FlexCodeConfig(Section):
     """FlexCode: a semantic and a collaborative codebook, and the router that splits an item's codes between them.
 
-    The budget of codes an item is `rqvae_levels`; both branches take their other settings from section `rqvae`.
+    flexcode: the budget of codes an item is `rqvae_levels`, both branches take their other settings from section `rqvae`.
+    asymrec+collaborative: facets are split, of the MHQs of section `quantizer`; `staged`, `router_epochs` and `alignment` play no part.
     """
 
     allocation: Literal["router", "fixed", "semantic", "collaborative"] = Field(

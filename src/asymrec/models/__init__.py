@@ -1,4 +1,5 @@
 from asymrec.models.asymrec import AsymRec
+from asymrec.models.asymrec_both import AsymRecBoth
 from asymrec.models.base import MODELS, Recommender
 from asymrec.models.classic import EASE, Counts, ItemKNN, Popularity
 from asymrec.models.flexcode import FlexCode
@@ -14,6 +15,7 @@ __all__ = [
     "MODELS",
     "RPG",
     "AsymRec",
+    "AsymRecBoth",
     "Counts",
     "FlexCode",
     "Fusion",

@@ -50,12 +50,25 @@ class Network(CatalogueNetwork):
         vectors: float32 [n_items, d].
         codes: int [n_items, M*L].
         trained: int [m], the items of training, whose mean and spread the vectors are standardised by.
+        words: of every code, K; by default the recipe's.
+        columns: of the vectors the first so many are read; None: all.
     """
 
-    def __init__(self, recipe: Recipe, history: int, vectors: Tensor, codes: Tensor, trained: Tensor):
-        net, training, words = recipe.network, recipe.training, recipe.quantizer.codewords
+    def __init__(
+        self,
+        recipe: Recipe,
+        history: int,
+        vectors: Tensor,
+        codes: Tensor,
+        trained: Tensor,
+        words: int | None = None,
+        columns: int | None = None,
+    ):
+        net, training, words = recipe.network, recipe.training, words or recipe.quantizer.codewords
+        vectors = vectors[:, :columns]
         decoder = Decoder(net.width, net.layers, net.heads, net.ffn, net.dropout, history, net.head_width)
         super().__init__(decoder, training.temperature, net.repeat)
+        self.columns = columns
         self.register_buffer("vectors", vectors, persistent=False)
         self.register_buffer("codes", codes.int(), persistent=False)
         self.msp = self.embedding = None
@@ -86,7 +99,7 @@ class Network(CatalogueNetwork):
         return self.norm(sum(parts))
 
     def over(self, vectors: Tensor, codes: Tensor) -> Network:
-        network = twin(self)
+        network, vectors = twin(self), vectors[:, : self.columns]
         network.vectors, network.codes, network.head = vectors, codes, twin(self.head)
         if isinstance(self.head, VectorHead):
             network.head.vectors = unit(vectors - self.centre, self.temperature)

@@ -8,31 +8,18 @@ What differs from the paper:
 - Where the paper has a Transformer of its own over the combined codes, this is TIGER's with the same settings, so that the two differ
   in their codes alone. Each level of each branch has one embedding, wherever in an id it stands; the softmax at a place runs over the
   words that may stand there.
-- The collaborative vectors come from a factorization of neighbours' counts (`vectors/collaborative.py`), or of a SASRec by id
-  (`collaborative_source=sasrec`), of training interactions alone.
+- The collaborative vectors are a factorization's or a SASRec's (`both.py`).
 - A new item has semantic codes, since the router has no say where there is no collaborative vector, and is found at once.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
-import torch
-from torch import Tensor
-
-from asymrec.data import Dataset, Split
-from asymrec.models.sasrec import SASRec
+from asymrec.models.both import BothViews
 from asymrec.models.tiger import Network, Tiger
-from asymrec.quantize.dual import FEATURES, DualCodebook
-from asymrec.training.listener import Listener
-from asymrec.vectors.collaborative import collaborative_vectors
-from asymrec.vectors.placing import Placer
-from asymrec.vectors.popularity import cold, popularity_features
+from asymrec.quantize.dual import DualCodebook
 
 
-class FlexCode(Tiger):
+class FlexCode(BothViews, Tiger):
     """Settings as in `asymrec.config`, by name: `FlexCode(rqvae_levels=4, allocation="fixed", epochs=40, seed=1)`.
 
     `catalogue()` gives vectors [semantic | collaborative | popularity features], as `DualCodebook` reads them. `scores`, `recommend` and
@@ -42,43 +29,8 @@ class FlexCode(Tiger):
     name = "flexcode"
     quantizer: DualCodebook
 
-    def _begin(self, dataset: Dataset, split: Split) -> Split:
-        self._source = dataset, split  # of what `_prepare` makes
-        return super()._begin(dataset, split)
-
-    def _end(self, split: Split) -> None:
-        del self._source
-
     def _quantizer(self) -> DualCodebook:
         return DualCodebook(seed=self.recipe.training.seed, **self.recipe.rqvae.model_dump(), **self.recipe.flexcode.model_dump())
 
     def _network(self, n_items: int) -> Network:
         return Network(self.recipe, self._prepared["codes"], self.recipe.rqvae.rqvae_codewords, self.quantizer.blocks)
-
-    def _prepare(self, vectors: np.ndarray, counts: np.ndarray, listener: Listener) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        dataset, split = self._source
-        features = popularity_features(split.train, dataset.n_items, dataset.time_unit)
-        return super()._prepare(np.concatenate([vectors, self._collaborative(listener), features], 1), counts, listener)
-
-    def _collaborative(self, listener: Listener) -> np.ndarray:
-        """float32 [n_items, collaborative_width]; 0 for items that training says nothing of."""
-        (dataset, split), width = self._source, self.recipe.flexcode.collaborative_width
-        listener.stage(f"collaborative vectors of {dataset.n_items:,} items ({self.recipe.flexcode.collaborative_source})")
-        if self.recipe.flexcode.collaborative_source == "linear":
-            return collaborative_vectors(split.train, dataset.n_items, width)
-        training = self.recipe.training
-        heads = max(head for head in (1, 2, 4) if width % head == 0)
-        by_id = SASRec(width=width, heads=heads, ffn=4 * width, seed=training.seed, device=training.device, precision=training.precision)
-        by_id.fit(dataset, split, listener=listener)
-        with torch.no_grad():
-            table = by_id.network.head.table(torch.arange(dataset.n_items, device=by_id.device)).float().cpu().numpy()
-        return np.where((split.train_counts(dataset.n_items) > 0)[:, None], table, 0).astype(np.float32)
-
-    def new_vectors(self, items: pa.Table) -> np.ndarray:
-        vectors, width = self.catalogue()[0], self.recipe.flexcode.collaborative_width
-        if self._placer is None:
-            semantic = vectors[:, : vectors.shape[1] - width - FEATURES]
-            self._placer = Placer(self.dataset.items, self.dataset.item_column, self.recipe.vectors, semantic)
-        made = self._placer.vectors(items)
-        nothing = np.zeros((len(made), width), np.float32)
-        return np.concatenate([made, nothing, cold(len(made), self.dataset.time_unit)], 1)

@@ -9,8 +9,7 @@ counts sigmoid((b - k + 1/2) / T), T falling; then budgets are rounded. The loss
     reconstruction and commitment of both branches from what they may keep; the collaborative error counts less for items of few
                     interactions (1 - uncertainty), whose vector is mostly noise
     alignment       InfoNCE between what the two branches rebuild of the same item, through a linear map each
-    balance         (mean alpha - 1/2)^2, and within each stratum of popularity a floor under the entropy of its mean alpha
-    smoothness      mean (alpha_i - alpha_j)^2 of neighbours in popularity
+    balance, smoothness     of the router's shares, see `router.py`
 
 What differs from the paper, which names the parts and not their formulas:
 - Staged: the branches first, each on its own, then all losses; `staged=false` has all from the start. The generator learns on codes
@@ -39,14 +38,12 @@ from asymrec.quantize.autoencoder import Autoencoder, Layers, descend, mlp, new_
 from asymrec.quantize.base import Quantizer, matrix
 from asymrec.quantize.distinct import make_distinct
 from asymrec.quantize.linear import sample_items
+from asymrec.quantize.router import COLDEST, FEATURES, SHAPES, Router, Steadiness, allocated, tenths
 from asymrec.quantize.rqvae import RQVAE, epochs_of, numbered, paths, standardised
 from asymrec.threads import team
 
-FEATURES = 4  # of popularity, the last columns
 LOSSES = ("semantic", "collaborative", "alignment", "balance", "smoothness")
-HIDDEN, ALIGNED = 16, 64  # widths: of the router, and of the space where branches are compared
-COLDEST = 0.1  # T falls from 1 to this
-STRATA, FLOOR = 10, 0.3  # of popularity; nats of entropy, the share of the smaller branch is then at least 9 %
+ALIGNED = 64  # width of the space where branches are compared
 
 
 class DualCodebook(Quantizer):
@@ -88,13 +85,7 @@ class DualCodebook(Quantizer):
     def share(self, vectors: Any) -> np.ndarray:
         """float32 [n]: alpha, the collaborative branch's share of the codes; 0 without a collaborative vector. Raises as `encode`."""
         _, collaborative, features = self._parts(torch.from_numpy(matrix(vectors, self._fitted_width())))
-        shares = {"fixed": 0.5, "semantic": 0.0, "collaborative": 1.0}
-        if self.config.allocation == "router":
-            with torch.no_grad():
-                share = self._share(features, self._layers("router"))
-        else:
-            share = torch.full((len(features),), shares[self.config.allocation])
-        return torch.where(collaborative.any(1), share, 0.0).numpy()
+        return allocated(self.config.allocation, features, collaborative.any(1), self._tensors).numpy()
 
     def split(self, vectors: Any) -> np.ndarray:
         """int64 [n]: codes that the collaborative branch has, of L. Raises as `encode`."""
@@ -136,19 +127,19 @@ class DualCodebook(Quantizer):
                 descend(branch.parameters, n, batch, epochs, self.rqvae.rqvae_rate, generator, own)
 
         features = self._parts(x)[2]
-        tensors |= {"router.mean": features.mean(0), "router.scale": features.std(0, correction=0).clamp(min=1e-6)}
         self._tensors = tensors
-        router = new_layers((FEATURES, HIDDEN, 2), generator)
+        router = Router.start(features, generator)
         maps = [new_layers((part.shape[1], ALIGNED), generator) for part in scaled]
         together = _Together(self, x, scaled, weights, branches, router, maps, further * (n // batch))
         if further:
-            learned = [each for layers in (router, *maps) for layer in layers for each in layer]
-            parameters = [each for branch in branches for each in branch.parameters] + learned
+            learned = [each for layers in maps for layer in layers for each in layer]
+            parameters = [each for branch in branches for each in branch.parameters] + router.parameters + learned
             descend(parameters, n, batch, further, self.rqvae.rqvae_rate, generator, together.loss)
 
         for name, branch, part in zip(("semantic", "collaborative"), branches, scaled):
             tensors |= {f"{name}.{label}": tensor for label, tensor in branch.tensors(part, weights).items()}
-        for name, layers in (("router", router), ("semantic.map", maps[0]), ("collaborative.map", maps[1])):
+        tensors |= router.tensors()
+        for name, layers in (("semantic.map", maps[0]), ("collaborative.map", maps[1])):
             for place, (weight, bias) in enumerate(layers):
                 tensors |= {f"{name}.{place}.weight": weight.detach(), f"{name}.{place}.bias": bias.detach()}
         self._tensors = tensors | {"losses": together.history(n // batch), "levels": torch.zeros(self.meaning + 1, FEATURES)}
@@ -161,9 +152,6 @@ class DualCodebook(Quantizer):
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return x.split([x.shape[1] - self.config.collaborative_width - FEATURES, self.config.collaborative_width, FEATURES], 1)
-
-    def _share(self, features: Tensor, router: Layers) -> Tensor:
-        return mlp((features - self._tensors["router.mean"]) / self._tensors["router.scale"], router).softmax(1)[:, 0]
 
     # Codes
 
@@ -234,8 +222,7 @@ class DualCodebook(Quantizer):
             own = {label.removeprefix(f"{name}."): tensor for label, tensor in tensors.items() if label.startswith(f"{name}.")}
             RQVAE(**self.rqvae.model_dump()).restore(own)
         widths = [len(tensors[f"{name}.mean"]) for name in ("semantic", "collaborative")]
-        shapes = {"router.mean": (FEATURES,), "router.scale": (FEATURES,), "levels": (self.meaning + 1, FEATURES)}
-        shapes |= {"router.0.weight": (HIDDEN, FEATURES), "router.0.bias": (HIDDEN,), "router.1.weight": (2, HIDDEN), "router.1.bias": (2,)}
+        shapes = SHAPES | {"levels": (self.meaning + 1, FEATURES)}
         for name, width in zip(("semantic", "collaborative"), widths):
             shapes |= {f"{name}.map.0.weight": (ALIGNED, width), f"{name}.map.0.bias": (ALIGNED,)}
         self._require(tensors, [*shapes, "losses"])
@@ -260,22 +247,11 @@ class DualCodebook(Quantizer):
         """codewords_fitted; branches, the names of the report's two rows; split, by tenths of popularity (the rarest first): items, mean
         interactions, mean share, mean collaborative codes; aligned, the share of items (of 256 drawn) whose two rebuilt vectors are each
         other's nearest; losses, of each epoch of the second stage, by name."""
-        split, share, counts = self.split(vectors), self.share(vectors), np.expm1(vectors[:, -FEATURES])
-        parts = [rows for rows in np.array_split(np.argsort(counts, kind="stable"), 10) if len(rows)]
-        tenths = [
-            {
-                "items": len(rows),
-                "interactions": float(counts[rows].mean()),
-                "share": float(share[rows].mean()),
-                "collaborative_codes": float(split[rows].mean()),
-            }
-            for rows in parts
-        ]
         return {
             "codewords_fitted": int(self._tensors["semantic.fitted"]),
             "branches": ["collaborative", "semantic"],
             "budget": self.meaning,
-            "split": tenths,
+            "split": tenths(np.expm1(vectors[:, -FEATURES]), self.share(vectors), self.split(vectors)),
             "aligned": self._aligned(vectors, codes),
             "losses": [dict(zip(LOSSES, line)) for line in self._tensors["losses"].tolist()],
         }
@@ -309,7 +285,7 @@ class _Together:
     scaled: list[Tensor]
     weights: Tensor
     branches: list[Autoencoder]
-    router: Layers
+    router: Router
     maps: list[Layers]
     steps: int
     log: list[Tensor] = field(default_factory=list)
@@ -317,15 +293,13 @@ class _Together:
     def __post_init__(self) -> None:
         _, collaborative, self.features = self.quantizer._parts(self.x)
         self.known = collaborative.any(1)
-        self.popularity, self.trust = self.features[:, 0].contiguous(), 1 - self.features[:, -1]
-        edges = torch.quantile(self.popularity, torch.arange(1, STRATA) / STRATA)
-        self.stratum = torch.bucketize(self.popularity, edges, right=True)
+        self.trust, self.steadiness = 1 - self.features[:, -1], Steadiness(self.features)
 
     def loss(self, rows: Tensor) -> Tensor:
         config, levels = self.quantizer.config, self.quantizer.meaning
         known, weight = self.known[rows], self.weights[rows]
         if config.allocation == "router":
-            alpha = self.quantizer._share(self.features[rows], self.router)
+            alpha = self.router.share(self.features[rows])
         else:
             alpha = torch.full((len(rows),), 0.5)
         share = torch.where(known, alpha, 0.0)
@@ -343,7 +317,7 @@ class _Together:
             error = (rebuilt[-1] - x[rows]).square().mean(1)
             errors.append(((error * trust + branch.config.commitment * commitment) * weight).mean())
         alignment = self._alignment(*rebuilt, known) if config.alignment else torch.zeros(())
-        balance, smooth = self._steadiness(alpha, rows)
+        balance, smooth = self.steadiness(alpha, rows) if config.allocation == "router" else (torch.zeros(()), torch.zeros(()))
         losses = torch.stack([*errors, alignment, balance, smooth])
         self.log.append(losses.detach())
         return losses @ torch.tensor([1.0, 1.0, config.alignment, config.router_balance, config.router_smoothness])
@@ -356,16 +330,6 @@ class _Together:
         near = a @ b.T / self.quantizer.config.alignment_temperature
         own = torch.arange(len(near))
         return (F.cross_entropy(near, own) + F.cross_entropy(near.T, own)) / 2
-
-    def _steadiness(self, alpha: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        if self.quantizer.config.allocation != "router":
-            return torch.zeros(()), torch.zeros(())
-        stratum = self.stratum[rows]
-        size = torch.bincount(stratum, minlength=STRATA)
-        means = (torch.zeros(STRATA).index_add(0, stratum, alpha) / size.clamp(min=1))[size > 0].clamp(1e-6, 1 - 1e-6)
-        entropy = -(means * means.log() + (1 - means) * (1 - means).log())
-        by_popularity = alpha[self.popularity[rows].argsort(stable=True)]
-        return (alpha.mean() - 0.5).square() + F.relu(FLOOR - entropy).mean(), by_popularity.diff().square().mean()
 
     def history(self, steps: int) -> Tensor:
         """float32 [epochs, losses], the means over the steps of each epoch."""

@@ -213,11 +213,28 @@ class MHQ(Quantizer):
         return codes
 
     def _decode(self, codes: np.ndarray) -> np.ndarray:
+        return self.rebuilt(codes)
+
+    def rebuilt(self, codes: np.ndarray, kept: np.ndarray | None = None) -> np.ndarray:
+        """float32 [n, d], out of codes [n, M*L]. kept: bool [n, M], facets that are known; the others are taken as the mean's."""
         vectors = np.empty((len(codes), self._fitted_width()), dtype=np.float32)
         for start in range(0, len(codes), BLOCK):
-            rows = join(self._partial(codes[start : start + BLOCK])[-1])
-            vectors[start : start + BLOCK] = (self._tensors["mean"] + rows @ self._tensors["decoder"]).numpy()
+            facets = self._partial(codes[start : start + BLOCK])[-1]
+            if kept is not None:
+                facets = facets * torch.from_numpy(kept[start : start + BLOCK]).T.unsqueeze(-1)
+            vectors[start : start + BLOCK] = (self._tensors["mean"] + join(facets) @ self._tensors["decoder"]).numpy()
         return vectors
+
+    def explained(self, vectors: np.ndarray, codes: np.ndarray) -> Tensor:
+        """float32 [n, M]: by how much less the squared length of a projected facet is once its codewords are taken off, of a total
+        variance of 1."""
+        found = torch.empty(len(vectors), self.config.facets)
+        for start in range(0, len(vectors), BLOCK):
+            rows = slice(start, start + BLOCK)
+            facets = cut(torch.from_numpy(vectors[rows]), self._tensors["mean"], self._tensors["encoder"], self.config.facets)
+            left = facets - self._partial(codes[rows])[-1]
+            found[rows] = (facets.square().sum(2) - left.square().sum(2)).T
+        return found
 
     def _partial(self, codes: np.ndarray) -> list[Tensor]:
         """Rebuilt facets [M, n, D/M] after each level."""
@@ -230,6 +247,10 @@ class MHQ(Quantizer):
         return sums
 
     def _alternatives(self, vector: np.ndarray, codes: np.ndarray) -> Iterator[tuple[int, ...]]:
+        return combinations(self.choices(vector, codes))
+
+    def choices(self, vector: np.ndarray, codes: np.ndarray) -> list[Iterator[tuple[float, tuple[int, ...]]]]:
+        """Of each facet: (error, codes), those under the given codes of the upper levels first, the least error first."""
         m, levels = self.code_shape
         books = self._tensors["codebooks"].numpy()
         facets = ((vector - self._tensors["mean"].numpy()) @ self._tensors["encoder"].numpy()).reshape(m, -1)
@@ -254,7 +275,7 @@ class MHQ(Quantizer):
         residual = facets - sum((books[np.arange(m), level, chosen[:, level]] for level in range(levels - 1)), np.zeros_like(facets))
         errors = np.square(residual[:, None] - books[:, levels - 1]).sum(2)  # not by expansion: copies of a codeword must tie exactly
         order = np.argsort(errors, axis=1, kind="stable")
-        return combinations([ranked(facet) for facet in range(m)])
+        return [ranked(facet) for facet in range(m)]
 
     def details(self, vectors: np.ndarray, codes: np.ndarray) -> dict[str, Any]:
         """Energy kept and its start; spread of energy over facets; orthonormality; R2 inside the projected space after each level."""
