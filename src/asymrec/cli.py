@@ -83,7 +83,8 @@ def fit(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="asymrec (default), asymrec+collaborative, fusion, sasrec, sasrec+content, hstu, rpg, tiger, flexcode, counts, ease, itemknn or popularity.",
+            help="asymrec (default), asymrec+collaborative, fusion, sasrec, sasrec+content, hstu, rpg, tiger, flexcode, counts, ease, "
+            "itemknn or popularity.",
         ),
     ] = None,
     config: Annotated[str | None, typer.Option(metavar="FILE", help="Settings as YAML, or a preset such as paper.")] = None,
