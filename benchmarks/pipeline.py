@@ -40,7 +40,7 @@ def main() -> None:
             ranker=arguments.ranker,
             settings=parse_settings(arguments.rank_set),
             candidates=arguments.candidates,
-            codes=arguments.codes,
+            codes=arguments.codes or None,
             resume=True,
             listener=progress,
         )

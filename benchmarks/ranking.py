@@ -11,7 +11,7 @@
     python benchmarks/ranking.py DATA --models transformer,tokenformer,tokenformer+codes --codes RUN --out FILE
 
 Every ranker is tried with the same values (`--tune`), at the first seed, and the best on validation is fitted with all seeds; the test is
-measured for that one alone. `--match`: rivals get the hidden layers with which they have about as many weights as the transformer.
+measured for that one alone. `--match`: rivals get the widths with which they have about as many weights as the transformer.
 The interval is of the AUC's difference to the plain Transformer, of the same seed and of the means over seeds: paired bootstrap over
 users. Epochs end where validation AUC no longer rises.
 """
@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import time
 from itertools import product
 from pathlib import Path
@@ -59,17 +60,20 @@ def table(arguments: argparse.Namespace) -> dict[str, Any]:
     grid = [parse_settings(given) for given in product(*([f"{key}={value}" for value in values] for key, values in arguments.tune))]
     seeds, names = [int(seed) for seed in arguments.seeds.split(",")], arguments.models.split(",")
     chosen: dict[str, dict[str, Any]] = {}
+    first: dict[str, tuple[dict[str, Any], np.ndarray]] = {}
+    made_of = {"data": arguments.data.name, "protocol": arguments.protocol, "examples": arguments.examples, "codes": str(arguments.codes)}
     for name in names:
         own = with_code_field(schema) if name.endswith(WITH_CODES) else schema
         size = matched(name, own, settings, parts, schema) if arguments.match else {}
-        tried = [fitted(name, seeds[0], own, settings | size | each, parts, arguments.work)[0] for each in grid]
-        best = max(range(len(grid)), key=lambda at: tried[at]["best"])  # by validation alone
-        trials[name] = [each | {"validation_auc": row["best"]} for each, row in zip(grid, tried)]
-        chosen[name] = settings | size | grid[best]
+        tried = [fitted(name, seeds[0], own, settings | size | each, parts, made_of, arguments.work) for each in grid]
+        best = max(range(len(grid)), key=lambda at: tried[at][0]["best"])  # by validation alone
+        trials[name] = [each | {"validation_auc": row["best"]} for each, (row, _) in zip(grid, tried)]
+        chosen[name], first[name] = settings | size | grid[best], tried[best]
     for seed in seeds:
         for name in names:
             own = with_code_field(schema) if name.endswith(WITH_CODES) else schema
-            row, predicted[name, seed] = fitted(name, seed, own, chosen[name], parts, arguments.work)
+            known = seed == seeds[0]
+            row, predicted[name, seed] = first[name] if known else fitted(name, seed, own, chosen[name], parts, made_of, arguments.work)
             row = row | measure(labels, predicted[name, seed], users)
             if name != "transformer" and ("transformer", seed) in predicted:
                 found = compare(labels, predicted[name, seed], predicted["transformer", seed], users)
@@ -97,12 +101,15 @@ def matched(name: str, schema: Schema, settings: dict, parts: Any, plain: Schema
 
 def weights(kind: str, schema: Schema, settings: dict, parts: Any) -> int:
     """How many a ranker would have, fitted on these impressions."""
-    return RANKERS[kind](schema, **settings | {"epochs": 1}).weights(parts.train)
+    return RANKERS[kind](schema, **settings).weights(parts.train)
 
 
-def fitted(name: str, seed: int, schema: Schema, settings: dict, parts: Any, work: Path | None) -> tuple[dict[str, Any], np.ndarray]:
-    """What a fit was like, and its predictions of the test; from `work`, where an earlier run of these settings left them."""
-    asked = {"name": name, "seed": seed, "settings": settings, "schema": schema.model_dump(mode="json")}
+def fitted(
+    name: str, seed: int, schema: Schema, settings: dict, parts: Any, made_of: dict, work: Path | None
+) -> tuple[dict[str, Any], np.ndarray]:
+    """What a fit was like, and its predictions of the test; from `work`, where an earlier run of the same left them. made_of: where the
+    impressions are from."""
+    asked = made_of | {"name": name, "seed": seed, "settings": settings, "schema": schema.model_dump(mode="json")}
     asked["impressions"] = [len(part) for part in vars(parts).values()]
     kept = work and work / f"{name}-{seed}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]}.json"
     if kept and kept.exists():
@@ -132,6 +139,18 @@ def over_seeds(name: str, seeds: list[int], rows: list[dict], predicted: dict, l
         difference = compare(labels, *sides, users)
         found["over_transformer"] = [difference.difference, difference.low, difference.high]
     return found
+
+
+def shown(log: dict[str, Any]) -> str:
+    """A log's means as the table of docs/models/tokenformer.md."""
+    sizes = {row["model"]: row["parameters"] for row in log["rows"]}
+    lines = ["| | AUC | least, most | over `transformer` | GAUC | log loss | weights | CPU s |", "|---|---:|---|---|---:|---:|---:|---:|"]
+    for one in log["means"]:
+        over = "{:+.4f} ({:+.4f} .. {:+.4f})".format(*one["over_transformer"]) if "over_transformer" in one else ""
+        spread = f"{one['auc_least']:.4f}, {one['auc_most']:.4f}" if one["seeds"] > 1 else ""
+        figures = f"{one['gauc']:.4f} | {one['log_loss']:.4f} | {sizes[one['model']]:,} | {one['cpu_seconds']:.0f}"
+        lines.append(f"| `{one['model']}` | {one['auc']:.4f} | {spread} | {over} | {figures} |")
+    return "\n".join(lines)
 
 
 def draw_spectra(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -241,7 +260,7 @@ def speed() -> dict[str, Any]:
 
 def grid_of(text: str) -> tuple[str, list[str]]:
     key, _, values = text.partition("=")
-    return key, values.split(",")
+    return key, re.split(r",(?![^[]*])", values)  # not at commas of a list
 
 
 def main() -> None:
@@ -259,7 +278,11 @@ def main() -> None:
     parser.add_argument("--spectra", type=Path, help="draw the spectra of these token models into this .svg")
     parser.add_argument("--work", type=Path, help="folder that keeps what is finished")
     parser.add_argument("--out", type=Path, help="JSON log")
+    parser.add_argument("--show", type=Path, metavar="LOG", help="only print a log's table")
     arguments = parser.parse_args()
+    if arguments.show:
+        print(shown(json.loads(arguments.show.read_text(encoding="utf-8"))))
+        return
     found = speed() if arguments.speed else draw_spectra(arguments) if arguments.spectra else table(arguments)
     found = found | {"settings": arguments.set, "machine": facts()}
     if not arguments.spectra:

@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from test_dual import WIDTH, items
 
 from asymrec import Dataset
@@ -136,10 +137,14 @@ def model():
 def test_the_network_reads_both_views_and_not_the_features(model):
     assert model.network.vectors.shape == (70, 10 + WIDTH) and model.catalogue()[0].shape == (70, 10 + WIDTH + FEATURES)
     assert model.network.head.embedding.shape[:2] == (4, 2 * WORDS)
-    other = model.catalogue()[0].copy()
-    other[:, -FEATURES:] += 1
-    changed = model.network.over(*(model._prepared[name] for name in ("vectors", "codes")))
-    assert changed.vectors.shape == (70, 10 + WIDTH)
+    vectors, codes = (model._prepared[name] for name in ("vectors", "codes"))
+    rows, read = torch.arange(70), []
+    for columns, step in ((slice(-FEATURES, None), 1.0), (slice(10, 10 + WIDTH), 1.0)):
+        other = vectors.clone()
+        other[:, columns] += step
+        with torch.inference_mode():
+            read.append((model.network.over(other, codes).read(rows) - model.network.read(rows)).abs().max())
+    assert read[0] == 0 < read[1]
 
 
 def test_a_new_item_has_semantic_facets_alone_and_is_found_at_once(model, tmp_path):

@@ -58,7 +58,15 @@ def test_the_weights_serve_validation_at_least_as_well_as_any_part():
     assert quality(model) >= max(map(quality, model.parts)) and (model.weights >= 0).all()
 
 
-@pytest.mark.parametrize("parts, said", [(["fusion"], "'fusion' is no model"), (["sasrek"], "'sasrek' is no model"), (["sasrec:qq"], "qq")])
+@pytest.mark.parametrize(
+    "parts, said",
+    [
+        (["fusion"], "'fusion' is no model"),
+        (["sasrek"], "'sasrek' is no model"),
+        (["sasrec:qq"], "qq"),
+        (["asymrec", "flexcode"], "'flexcode' makes item vectors"),
+    ],
+)
 def test_what_cannot_be_a_part_is_said(parts, said):
     with pytest.raises(ConfigError, match=said):
         Fusion(parts=parts)

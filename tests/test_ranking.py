@@ -96,11 +96,12 @@ def test_histories_lie_strictly_before(tables, schema):
 
 def test_numbers_that_are_names_are_categories():
     many = np.arange(300)
-    columns = {"item_id": many, "city": many, "shop_id": many, "cityscape": many, "price": many / 7, "city_share": many / 7}
+    names = ("item_id", "city", "shop_id", "cityId", "cityscape", "city_population")
+    columns = dict.fromkeys(names, many) | {"price": many / 7}
     found = Schema.infer(Tables(Dataset.read(pa.table({"user_id": many, "item_id": many}), pa.table(columns))))
     kinds = {field.name: field.kind for field in found.item}
-    assert kinds["city"] == kinds["shop_id"] == "category"
-    assert kinds["cityscape"] == kinds["price"] == kinds["city_share"] == "numeric"
+    assert kinds["city"] == kinds["shop_id"] == kinds["cityId"] == "category"
+    assert kinds["cityscape"] == kinds["price"] == kinds["city_population"] == "numeric"
 
 
 def test_the_latest_alone_are_asked_about(tables, schema):
@@ -113,6 +114,18 @@ def test_the_latest_alone_are_asked_about(tables, schema):
         assert np.array_equal(some.begins, wanted.begins) and np.array_equal(some.ends, wanted.ends)  # histories are whole
     with pytest.raises(ConfigError, match="split_by=random"):
         make(tables, schema, ExamplesConfig(split_by="random", train_latest=3))
+
+
+def test_items_of_histories_alone_are_known(tables, schema):
+    """They are read, so they are no strangers, although nothing is asked about them."""
+    last = ExamplesConfig(train_latest=1, test_latest=1)
+    rankers = [RANKERS["din"](schema, **{**QUICK, "epochs": 1}) for _ in range(2)]
+    known = []
+    for ranker, config in zip(rankers, (None, last)):
+        parts = make(tables, schema, config)
+        ranker.fit(parts.train, parts.validation)
+        known.append(set(ranker.encoders["item"][0].values))
+    assert len(known[1]) > 30 and known[1] <= known[0]
 
 
 def test_weights_are_told_before_a_fit(tables, schema):

@@ -10,8 +10,10 @@ import time
 import numpy as np
 import pytest
 from serving import client, make_run, vector
+from small import SETTINGS, tables
 
-from asymrec.models import Recommender
+from asymrec import Dataset
+from asymrec.models import AsymRecBoth, Recommender
 from asymrec.serving.security import new_key
 
 
@@ -156,6 +158,19 @@ def test_describing_an_item_anew(api):
     # users who had it have it as it is now
     (user,) = [one for one in range(1, 201) if 110 in [past["item"] for past in api.get(f"/v1/users/{one}").json()["history"]]][:1]
     assert recommend(api, user=user)["items"]
+
+
+def test_what_users_did_with_an_item_is_kept_when_it_is_described_anew(tmp_path):
+    """Of a model whose vectors hold interactions too: only what an item is decides whether it is still the same, and what it is like."""
+    settings = {name: value for name, value in SETTINGS.items() if name not in ("epochs", "quantizer_epochs")}
+    model = AsymRecBoth(**settings, epochs=1, quantizer_epochs=0, collaborative_width=8).fit(Dataset.read(*tables()))
+    model.save(tmp_path / "run")
+    with client(tmp_path / "run", f"sqlite:///{tmp_path}/store.sqlite") as api:
+        assert {one["item"] for one in api.get("/v1/similar/130?k=2").json()["items"]} == {129, 131}  # on the circle, however popular
+        codes = api.get("/v1/items/130").json()["codes"]
+        assert api.patch("/v1/items/130", json={"title": "told anew"}).status_code == 200
+        after = api.get("/v1/items/130").json()
+        assert after["codes"] == codes and after["title"] == "told anew" and api.service.catalogue.snapshot.n == 120
 
 
 def test_a_retired_item_vanishes_at_once_and_comes_back_when_put(api):

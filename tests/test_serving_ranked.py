@@ -13,6 +13,7 @@ from small import SETTINGS, here, tables, write
 
 from asymrec.config import Recipe
 from asymrec.pipeline import Pipeline, fit_pipeline
+from asymrec.ranking.asked import CODES
 
 pytest.importorskip("fastapi")
 RANK = {"epochs": 1, "width": 16, "heads": 2, "ffn": 16, "embedding": 8}
@@ -87,6 +88,8 @@ def test_events_and_people_nobody_knows_are_ranked(api):
 def test_a_new_item_is_ranked_by_its_fields(api):
     columns = {"title": "a new thing", "vector": vector(4.5), "colour": "red"}
     assert api.put("/v1/items/900", json=columns).status_code in (200, 201)
+    snapshot = api.service.catalogue.snapshot
+    assert np.array_equal(np.array(snapshot.items[CODES].to_pylist()), snapshot.model.catalogue()[1]) and snapshot.n == 121
     found = recommend(api, history=[102, 103], only=[900, 105], k=2)
     assert {one["item"] for one in found["items"]} == {900, 105} and all(0 < one["ranker"] < 1 for one in found["items"])
     assert api.patch("/v1/items/900", json={"colour": "blue"}).status_code == 200

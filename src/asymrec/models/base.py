@@ -83,6 +83,10 @@ class Recommender:
         """Vectors float32 [n_items, d] and codes int32 [n_items, n_codes] of the items, where the model has them."""
         return None, None
 
+    def described(self, vectors: np.ndarray) -> np.ndarray:
+        """Of `catalogue()`'s or `new_vectors`'s columns those that say what an item is; what users did is left out."""
+        return vectors
+
     def has_codes(self) -> bool:
         """Whether a fit gives items codes; known before it."""
         return False

@@ -54,11 +54,13 @@ class BothViews(Trained):
             table = by_id.network.head.table(torch.arange(dataset.n_items, device=by_id.device)).float().cpu().numpy()
         return np.where((split.train_counts(dataset.n_items) > 0)[:, None], table, 0).astype(np.float32)
 
+    def described(self, vectors: np.ndarray) -> np.ndarray:
+        return vectors[:, : vectors.shape[1] - self.recipe.flexcode.collaborative_width - FEATURES]
+
     def new_vectors(self, items: pa.Table) -> np.ndarray:
-        vectors, width = self.catalogue()[0], self.recipe.flexcode.collaborative_width
         if self._placer is None:
-            semantic = vectors[:, : vectors.shape[1] - width - FEATURES]
+            semantic = self.described(self.catalogue()[0])
             self._placer = Placer(self.dataset.items, self.dataset.item_column, self.recipe.vectors, semantic)
         made = self._placer.vectors(items)
-        nothing = np.zeros((len(made), width), np.float32)
+        nothing = np.zeros((len(made), self.recipe.flexcode.collaborative_width), np.float32)
         return np.concatenate([made, nothing, cold(len(made), self.dataset.time_unit)], 1)

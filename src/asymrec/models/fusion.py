@@ -28,6 +28,7 @@ from asymrec.data import Dataset, Examples, Sequences, Split
 from asymrec.errors import ConfigError
 from asymrec.evaluation.metrics import per_user, ranks
 from asymrec.models.base import MODELS, Recommender
+from asymrec.models.both import BothViews
 from asymrec.models.trained import VALIDATION_USERS, Trained, checked
 from asymrec.training.checkpoint import prefixed, without_prefix
 from asymrec.training.listener import Listener
@@ -68,6 +69,9 @@ class Fusion(Recommender):
         preset = spec.partition(":")[2]
         given = Recipe.of(self.recipe.model_dump(exclude_unset=True, exclude={"fusion"}))
         return _kind(spec)(Recipe.read(preset).over(given) if preset else given)
+
+    def has_codes(self) -> bool:
+        return any(part.has_codes() for part in self.parts)
 
     def reads_vectors(self) -> bool:
         return any(part.reads_vectors() for part in self.parts)
@@ -237,6 +241,8 @@ def climb(quality: Callable[[np.ndarray], float], parts: int) -> tuple[np.ndarra
 def _kind(spec: str) -> type[Recommender]:
     name = spec.partition(":")[0]
     if name not in MODELS or name == Fusion.name:
-        known = ", ".join(each for each in MODELS if each != Fusion.name)
+        known = ", ".join(each for each, kind in MODELS.items() if each != Fusion.name and not issubclass(kind, BothViews))
         raise ConfigError(f"fusion: '{name}' is no model to be a part; there are {known}")
+    if issubclass(MODELS[name], BothViews):
+        raise ConfigError(f"fusion: '{name}' makes item vectors of its own, and the parts of a fusion share theirs")
     return MODELS[name]

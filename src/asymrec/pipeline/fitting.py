@@ -103,7 +103,7 @@ def _same(work: Path, asked: dict[str, Any]) -> None:
 
 def _about(work: Path) -> dict[str, Any]:
     try:
-        about = json.loads((work / "pipeline.json").read_text(encoding="utf-8"))
+        about = {"codes": False} | json.loads((work / "pipeline.json").read_text(encoding="utf-8"))
         if about["format"] != FORMAT:
             raise RunError(f"{work} was begun in format {about['format']}; this version reads {FORMAT}: begin anew with --overwrite")
         return about
@@ -123,7 +123,7 @@ def _begin(
     if not Path(data).is_dir():
         raise DataError(f"{data}: no such folder")
     if not find_model(model or "asymrec")(recipe).has_codes() and codes:
-        raise ConfigError(f"codes: model '{model}' gives items none; asymrec, rpg, tiger and flexcode do")
+        raise ConfigError(f"codes: model '{model}' gives items none; asymrec, asymrec+collaborative, rpg, tiger and flexcode do")
     tables = Tables.beside(Dataset.read(data, config=recipe.data), data)
     schema = schema_of(tables, codes)
     kind(schema, **settings)
@@ -170,7 +170,7 @@ def _finish(folder: Path, work: Path, listener: Listener) -> dict[str, Any]:
     facts = {
         **{"format": FORMAT, "asymrec": __version__, "weight": weight, "candidates": pipeline.candidates},
         **{"retrieval": retrieval.name, "data": Path(about["data"]).name},
-        **{name: about.get(name) for name in ("ranker", "settings", "codes")},
+        **{name: about[name] for name in ("ranker", "settings", "codes")},
         "validation": {str(weight): value for weight, value in tried.items()},
     } | measured(pipeline, split.test, counts)
     with atomic(folder) as temporary:

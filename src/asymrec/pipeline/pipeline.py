@@ -39,7 +39,7 @@ class Pipeline:
 
     def readable(self, items: pa.Table, model: Recommender) -> pa.Table:
         """An items' table as the ranker reads it: with `model`'s codes of these rows, where they are one of its fields."""
-        reads = any(field.name == CODES for field in self.ranker.schema.item)
+        reads = any(field.name == CODES and field.kind == "code" for field in self.ranker.schema.item)
         return with_codes(items, model.catalogue()[1]) if reads else items
 
     @property

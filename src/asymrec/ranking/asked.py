@@ -3,7 +3,7 @@
 A ranker behind retrieval is asked which of the retrieved items comes next. It learns that from the training part alone: a positive is
 one of a user's latest training interactions; beside it stand negatives, half drawn by popularity, half from what retrieval puts first
 after the same history. Retrieval has learned these very interactions, so its score of a positive is far better here than it will be of
-an item to come: the ranker does not see retrieval's scores, and how much either counts is chosen on the validation part (pipeline.py).
+an item to come: the ranker does not see retrieval's scores, and how much either counts is chosen on the validation part (pipeline/).
 
 A user field is nothing for whom nothing is known of; one training stream of ten is given so, so that the ranker learns to do without.
 """
@@ -84,16 +84,20 @@ def with_codes(items: pa.Table, codes: np.ndarray) -> pa.Table:
 
 
 def tables_with_codes(tables: Tables, run: str | Path) -> tuple[Tables, int]:
-    """The tables with the codes that a run's model gave these items, null for an item that it does not know; and how many it knows.
+    """The tables with the codes that a run's model gave these items, -1 for an item that it does not know; and how many it knows.
 
-    Raises RunError: no run. ConfigError: its model has no codes, or knows none of the items.
+    Raises RunError: no run. ConfigError: its model has no codes, knows none of the items, or its codes are made of interactions, among
+    which are some that the ranker would be measured by.
     """
     from asymrec.models import Recommender
+    from asymrec.models.both import BothViews
 
     model, dataset = Recommender.load(run), tables.dataset
     codes = model.catalogue()[1]
     if codes is None:
         raise ConfigError(f"{run}: model '{model.name}' gives items no codes")
+    if isinstance(model, BothViews) or model.recipe.vectors.collaborative:
+        raise ConfigError(f"{run}: its codes are made of interactions, some of them those that the ranker is tested on; see `pipeline fit`")
     rows = model.dataset.find_items(dataset.item_ids.to_pylist())
     if not (rows >= 0).any():
         raise ConfigError(f"{run} knows none of the items")

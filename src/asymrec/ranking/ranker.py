@@ -229,9 +229,13 @@ class Ranker:
 
     def _fit_encoders(self, part: Impressions) -> tuple[dict[str, list[Encoder]], Encoder | None]:
         dataset, schema = part.tables.dataset, self.schema
+        size = len(dataset.sequences.items)
+        covered = np.bincount(part.begins, minlength=size + 1) - np.bincount(part.ends, minlength=size + 1)
+        read = np.cumsum(covered)[:size] > 0 if schema.history.length else np.zeros(size, bool)  # some history of training holds it
+        shown = np.bincount(part.items, minlength=dataset.n_items)
         counts = {
             "user": np.bincount(part.users, minlength=dataset.n_users),
-            "item": np.bincount(part.items, minlength=dataset.n_items),
+            "item": np.maximum(shown, np.bincount(dataset.sequences.items[read], minlength=dataset.n_items)),
             "context": np.ones(len(part), np.int64),
         }
         found = {
@@ -241,9 +245,6 @@ class Ranker:
         action = None
         if schema.history.action and schema.history.length:
             field = Field(name=schema.history.action, kind="category")
-            size = len(dataset.sequences.items)
-            covered = np.bincount(part.begins, minlength=size + 1) - np.bincount(part.ends, minlength=size + 1)
-            read = np.cumsum(covered)[:size] > 0  # some history of training holds it
             action = Encoder.fit(field, part.tables.column("context", field.name), read.astype(np.int64))
         return found, action
 

@@ -32,7 +32,7 @@ from asymrec.errors import ConfigError, DataError
 
 CATEGORIES = 64  # whole numbers of at most so many different values are categories, others numeric
 _LABELS = ("label", "click", "clicked", "is_click", "like", "rating", "stars", "score", "overall")
-# whole numbers with such a word in their name are names, however many there are
+# whole numbers whose name ends with such a word are names, however many there are
 _NAMES = {"id", "code", "city", "country", "region", "state", "zip", "postcode", "category", "brand", "type", "device", "os", "language"}
 _OUTCOMES = ("count", "plays", "playtime", "hours", "watch_time", "watch_ratio", "duration", "dwell_time", "price_paid", "quantity")
 
@@ -201,7 +201,8 @@ def _kind(column: pa.ChunkedArray, name: str, is_id: bool) -> str | None:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return "vector" if pa.types.is_floating(kind.value_type) else "values"
     if _is_number(kind):
-        named = not _NAMES.isdisjoint(re.split(r"[^a-z]+", name.lower()))
+        words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)
+        named = bool(words) and words[-1].lower() in _NAMES
         return "category" if pa.types.is_integer(kind) and (named or len(pc.unique(column)) <= CATEGORIES) else "numeric"
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return "category" if len(pc.unique(column)) <= filled / 2 else None

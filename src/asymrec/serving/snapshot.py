@@ -62,7 +62,7 @@ class Run:
 class Snapshot:
     """version: of the catalogue, 0 is the run's own. model: knows `n` rows. ids: of the rows, in their own type; may be longer than n.
     rows: an id as text -> its row. lines: int64 [n], each row's line of `table`. live: bool [n], whether a row may be recommended.
-    units: float32 [n, d], the items' vectors at length 1; None where the model has none."""
+    units: float32 [n, d], the items' vectors, as far as they say what an item is, at length 1; None where the model has none."""
 
     run: Run
     version: int
@@ -82,7 +82,7 @@ class Snapshot:
         dataset, n = run.dataset, run.dataset.n_items
         ids = [as_id(value) for value in dataset.item_ids.to_pylist()]
         vectors = run.model.catalogue()[0]
-        units = None if vectors is None else Growing(_unit(vectors))
+        units = None if vectors is None else Growing(_unit(run.model.described(vectors)))
         rows = {str(own): row for row, own in enumerate(ids)}
         return cls(run, 0, run.model, ids, rows, np.arange(n), np.ones(n, bool), dataset.items, dataset.titles(), units)
 
@@ -166,7 +166,7 @@ class Snapshot:
         if new:
             vectors = np.stack([put.vector for put in new.values()])
             codes = None if self.model.catalogue()[1] is None else np.stack([put.codes for put in new.values()])
-            model, units = self.model.extended(vectors, codes), self.units.then(_unit(vectors))
+            model, units = self.model.extended(vectors, codes), self.units.then(_unit(self.model.described(vectors)))
             ids = self.ids if len(self.ids) == self.n else self.ids[: self.n]  # a branch of the history has a list of its own
             ids.extend(put.id for put in new.values())
             for number, item in enumerate(new):
@@ -192,7 +192,10 @@ class Snapshot:
     def keeps(self, item: str, put: Put) -> bool:
         """Whether a put is of an item with that very vector."""
         row = self.rows.get(item)
-        return row is not None and bool(np.abs(self.units.rows[row].numpy() - _unit(put.vector[None])[0].numpy()).max() < SAME)
+        if row is None:
+            return False
+        (own,) = _unit(self.model.described(put.vector[None]))
+        return bool((self.units.rows[row] - own).abs().max() < SAME)
 
 
 @dataclass(frozen=True)
