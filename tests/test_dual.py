@@ -177,16 +177,20 @@ MODEL = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def model():
+def shop():
+    """Users walk along a circle of 69 items, which their vectors show; one more was never taken."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(3, 16, size=60)
     rows = np.concatenate([(rng.integers(69) + np.arange(n)) % 69 for n in lengths])
     users, turns = np.repeat(np.arange(60), lengths), 2 * np.pi * np.arange(70)[:, None] / 70 * np.arange(1, 6)
     vectors = np.concatenate([np.cos(turns), np.sin(turns)], 1).astype(np.float32)
     about = pa.table({"item": np.arange(70), "vector": list(vectors)})
-    dataset = Dataset.read(pa.table({"user": users, "item": rows, "timestamp": np.arange(len(rows))}), about)
-    return FlexCode(**MODEL).fit(dataset)
+    return Dataset.read(pa.table({"user": users, "item": rows, "timestamp": np.arange(len(rows))}), about)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return FlexCode(**MODEL).fit(shop())
 
 
 def test_scores_are_the_log_probabilities_by_teacher_forcing(model):

@@ -4,9 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from test_dual import WIDTH, items
+from test_dual import WIDTH, items, shop
 
-from asymrec import Dataset
 from asymrec.data import Sequences
 from asymrec.errors import ConfigError, QuantizerError, VectorError
 from asymrec.evaluation.report import render
@@ -121,17 +120,10 @@ def test_bad_input_is_told(fitted):
 
 @pytest.fixture(scope="module")
 def model():
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(3, 16, size=60)
-    rows = np.concatenate([(rng.integers(69) + np.arange(n)) % 69 for n in lengths])
-    users, turns = np.repeat(np.arange(60), lengths), 2 * np.pi * np.arange(70)[:, None] / 70 * np.arange(1, 6)
-    vectors = np.concatenate([np.cos(turns), np.sin(turns)], 1).astype(np.float32)
-    about = pa.table({"item": np.arange(70), "vector": list(vectors)})
-    dataset = Dataset.read(pa.table({"user": users, "item": rows, "timestamp": np.arange(len(rows))}), about)
     return AsymRecBoth(
         width=16, layers=1, heads=2, ffn=32, dropout=0.0, epochs=3, batch=64, learning_rate=1e-2, precision="float32", text=[],
         views=["vector"], **SMALL | {"facets": 2},
-    ).fit(dataset)  # fmt: skip
+    ).fit(shop())  # fmt: skip
 
 
 def test_the_network_reads_both_views_and_not_the_features(model):
