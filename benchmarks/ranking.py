@@ -62,18 +62,19 @@ def table(arguments: argparse.Namespace) -> dict[str, Any]:
     chosen: dict[str, dict[str, Any]] = {}
     first: dict[str, tuple[dict[str, Any], np.ndarray]] = {}
     made_of = {"data": arguments.data.name, "protocol": arguments.protocol, "examples": arguments.examples, "codes": str(arguments.codes)}
+    schemas = {name: with_code_field(schema) if name.endswith(WITH_CODES) else schema for name in names}
+    wanted = weights("transformer", schema, settings, parts) if arguments.match else 0
     for name in names:
-        own = with_code_field(schema) if name.endswith(WITH_CODES) else schema
-        size = matched(name, own, settings, parts, schema) if arguments.match else {}
-        tried = [fitted(name, seeds[0], own, settings | size | each, parts, made_of, arguments.work) for each in grid]
+        size = matched(name, schemas[name], settings, parts, wanted) if arguments.match else {}
+        tried = [fitted(name, seeds[0], schemas[name], settings | size | each, parts, made_of, arguments.work) for each in grid]
         best = max(range(len(grid)), key=lambda at: tried[at][0]["best"])  # by validation alone
         trials[name] = [each | {"validation_auc": row["best"]} for each, (row, _) in zip(grid, tried)]
         chosen[name], first[name] = settings | size | grid[best], tried[best]
     for seed in seeds:
         for name in names:
-            own = with_code_field(schema) if name.endswith(WITH_CODES) else schema
             known = seed == seeds[0]
-            row, predicted[name, seed] = first[name] if known else fitted(name, seed, own, chosen[name], parts, made_of, arguments.work)
+            again = first[name] if known else fitted(name, seed, schemas[name], chosen[name], parts, made_of, arguments.work)
+            row, predicted[name, seed] = again
             row = row | measure(labels, predicted[name, seed], users)
             if name != "transformer" and ("transformer", seed) in predicted:
                 found = compare(labels, predicted[name, seed], predicted["transformer", seed], users)
@@ -86,8 +87,8 @@ def table(arguments: argparse.Namespace) -> dict[str, Any]:
     return about | {"impressions": [len(part) for part in vars(parts).values()], "rows": rows, "means": means}
 
 
-def matched(name: str, schema: Schema, settings: dict, parts: Any, plain: Schema) -> dict[str, Any]:
-    """The settings with which a rival has nearest as many weights as the plain Transformer; the family of token models has them as it is,
+def matched(name: str, schema: Schema, settings: dict, parts: Any, wanted: int) -> dict[str, Any]:
+    """The settings with which a rival has nearest so many weights, the plain Transformer's; the family of token models has them as it is,
     and so has logistic regression, whose weights are its values'."""
     kind = name.removesuffix(WITH_CODES)
     knobs: dict[str, list[dict[str, Any]]] = {"onetrans": [{"width": 8 * n, "ffn": 16 * n} for n in range(2, 9)]}
@@ -95,7 +96,6 @@ def matched(name: str, schema: Schema, settings: dict, parts: Any, plain: Schema
         knobs[field_model] = [{"hidden": [4 * n, 2 * n, n]} for n in range(16, 257, 8)]
     if kind not in knobs:
         return {}
-    wanted = weights("transformer", plain, settings, parts)
     return min(knobs[kind], key=lambda knob: abs(weights(kind, schema, settings | knob, parts) - wanted))
 
 

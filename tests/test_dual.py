@@ -11,7 +11,7 @@ from asymrec.data import Sequences
 from asymrec.errors import ConfigError, QuantizerError, VectorError
 from asymrec.evaluation.report import render
 from asymrec.models import FlexCode, Recommender
-from asymrec.quantize import RQVAE, DualCodebook, rqvae
+from asymrec.quantize import RQVAE, DualCodebook, DualMHQ, rqvae
 from asymrec.quantize.dual import FEATURES
 from asymrec.quantize.report import describe
 from asymrec.vectors.popularity import popularity_features
@@ -20,6 +20,7 @@ SMALL = {
     "rqvae_codewords": 16, "latent": 6, "hidden": (32,), "rqvae_batch": 64, "rqvae_rate": 1e-2, "collaborative_width": 8, "rqvae_levels": 4,
 }  # fmt: skip
 WORDS, LEVELS, WIDTH = 16, 4, 8
+FACETS = {"facets": 4, "levels": 2, "codewords": 16, "quantizer_epochs": 1, "quantizer_batch": 64, "collaborative_width": WIDTH}
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +47,11 @@ def fitted():
         return DualCodebook(**SMALL).fit(items())
 
 
+@pytest.fixture(scope="module")
+def fitted_facets():
+    return DualMHQ(**FACETS).fit(items())
+
+
 def test_an_id_is_collaborative_levels_then_semantic_ones(fitted):
     vectors = items()
     codes, split = fitted.encode(vectors), fitted.split(vectors)
@@ -61,24 +67,27 @@ def test_blocks_give_every_level_of_every_branch_words_of_its_own(fitted):
     assert fitted.blocks == [[0, 4], [1, 4, 5], [2, 4, 5, 6], [3, 4, 5, 6, 7], [8]]
 
 
-def test_popular_items_have_more_collaborative_codes_and_unknown_ones_none(fitted):
-    vectors = items()
-    share, split = fitted.share(vectors), fitted.split(vectors)
+@pytest.mark.parametrize("kind", ["codes", "facets"])
+def test_popular_items_have_more_that_is_collaborative_and_unknown_ones_nothing(kind, request):
+    quantizer, vectors = request.getfixturevalue({"codes": "fitted", "facets": "fitted_facets"}[kind]), items()
+    share, split = quantizer.share(vectors), quantizer.split(vectors)
     known = vectors[:, 12 : 12 + WIDTH].any(1)
     assert (split[~known] == 0).all() and (~known).any()
     order = np.argsort(vectors[:, -FEATURES])
     order = order[known[order]]
     assert share[order[-50:]].mean() > share[order[:100]].mean() + 0.1
-    assert abs(share[known].mean() - 0.5) < 0.1  # balance
+    if kind == "codes":
+        assert abs(share[known].mean() - 0.5) < 0.1  # balance
 
 
-@pytest.mark.parametrize("allocation, count", [("semantic", 0), ("collaborative", LEVELS), ("fixed", LEVELS // 2)])
-def test_a_fixed_split_is_the_same_for_all(allocation, count):
+@pytest.mark.parametrize("kind, settings", [(DualCodebook, SMALL), (DualMHQ, FACETS)])
+@pytest.mark.parametrize("allocation, share", [("semantic", 0), ("collaborative", 1), ("fixed", 0.5)])
+def test_a_fixed_split_is_the_same_for_all(kind, settings, allocation, share):
     vectors = items()
-    quantizer = DualCodebook(**SMALL, allocation=allocation).fit(vectors)
+    quantizer = kind(**settings, allocation=allocation).fit(vectors)
     known = vectors[:, 12 : 12 + WIDTH].any(1)
-    assert (quantizer.split(vectors)[known] == count).all() and (quantizer.split(vectors)[~known] == 0).all()
-    if allocation == "semantic":  # is RQVAE's, but for the words' numbers
+    assert (quantizer.split(vectors)[known] == share * 4).all() and (quantizer.split(vectors)[~known] == 0).all()
+    if kind is DualCodebook and allocation == "semantic":  # is RQVAE's, but for the words' numbers
         alone = quantizer._branch("semantic").encode(vectors[:, :12])[:, :LEVELS]
         assert (quantizer.encode(vectors)[:, :LEVELS] == alone + WORDS * np.arange(1, LEVELS + 1)).all()
 

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from test_dual import FACETS as SMALL
 from test_dual import WIDTH, items, shop
 
 from asymrec.data import Sequences
@@ -14,7 +15,6 @@ from asymrec.quantize import MHQ, DualMHQ
 from asymrec.quantize.report import describe
 from asymrec.quantize.router import FEATURES
 
-SMALL = {"facets": 4, "levels": 2, "codewords": 16, "quantizer_epochs": 1, "quantizer_batch": 64, "collaborative_width": WIDTH}
 WORDS, FACETS, LEVELS = 16, 4, 2
 
 
@@ -34,24 +34,6 @@ def test_an_id_is_collaborative_facets_then_semantic_ones(fitted):
     for row in range(0, 600, 7):
         own = np.concatenate([collaborative[row, : split[row]], WORDS + semantic[row, split[row] :]])
         assert np.array_equal(codes[row], own)
-
-
-def test_popular_items_have_more_collaborative_facets_and_unknown_ones_none(fitted):
-    vectors = items()
-    share, split = fitted.share(vectors), fitted.split(vectors)
-    known = vectors[:, 12 : 12 + WIDTH].any(1)
-    assert (split[~known] == 0).all() and (~known).any()
-    order = np.argsort(vectors[:, -FEATURES])
-    order = order[known[order]]
-    assert share[order[-50:]].mean() > share[order[:100]].mean() + 0.1
-
-
-@pytest.mark.parametrize("allocation, count", [("semantic", 0), ("collaborative", FACETS), ("fixed", FACETS // 2)])
-def test_a_fixed_split_is_the_same_for_all(allocation, count):
-    vectors = items()
-    quantizer = DualMHQ(**SMALL, allocation=allocation).fit(vectors)
-    known = vectors[:, 12 : 12 + WIDTH].any(1)
-    assert (quantizer.split(vectors)[known] == count).all() and (quantizer.split(vectors)[~known] == 0).all()
 
 
 def test_decoding_rebuilds_the_facets_that_the_id_holds(fitted):

@@ -184,6 +184,11 @@ def test_a_ranker_reads_the_codes_of_retrieval(data, tmp_path):
     assert evaluate_pipeline(tmp_path / "p")["metrics"] == facts["metrics"]
     with pytest.raises(ConfigError, match="'itemknn' gives items none"):
         fit_pipeline(data, tmp_path / "q", model="itemknn", settings=RANK, codes=True)
+    taken = pq.read_table(data / "items.parquet")
+    taken = taken.append_column(CODES, pa.array([[1, 2]] * taken.num_rows))
+    write(tmp_path / "taken", pq.read_table(data / "interactions.parquet"), taken)
+    with pytest.raises(DataError, match=f"column '{CODES}' is there already"):  # before hours of work
+        fit_pipeline(tmp_path / "taken", tmp_path / "q", recipe, settings=RANK, codes=True)
     assert not (tmp_path / "q").exists()
 
 

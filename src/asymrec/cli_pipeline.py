@@ -42,8 +42,13 @@ def fit(
     from asymrec.progress import Progress
 
     recipe = Recipe.read(config, **parse_settings(settings or [])) if config or settings else None
-    options = {"model": model, "ranker": ranker, "settings": parse_settings(ranker_settings or []), "candidates": candidates}
-    options["codes"] = codes
+    options = {
+        "model": model,
+        "ranker": ranker,
+        "candidates": candidates,
+        "codes": codes,
+        "settings": parse_settings(ranker_settings or []),
+    }
     try:
         with Progress() as progress:
             facts = fit_pipeline(data, output, recipe, resume=resume, overwrite=overwrite, listener=progress, **options)

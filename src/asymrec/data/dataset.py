@@ -148,13 +148,14 @@ class Dataset:
         source = Source("items", both)
         keys = id_keys(source, self.item_column)
         _refuse_duplicates(source, self.item_column, keys)
-        arguments = (self.sequences, self.interactions, self.time_unit, self.notes)
-        return Dataset(self._users, both, self.item_column, *arguments, keys)
+        return self._over(both, keys)
 
     def over(self, items: pa.Table) -> Dataset:
         """The same users, sequences and items, with these columns of the items, row by row."""
-        arguments = (self.sequences, self.interactions, self.time_unit, self.notes)
-        return Dataset(self._users, items, self.item_column, *arguments, self._items.keys)
+        return self._over(items, self._items.keys)
+
+    def _over(self, items: pa.Table, keys: pa.Array) -> Dataset:
+        return Dataset(self._users, items, self.item_column, self.sequences, self.interactions, self.time_unit, self.notes, keys)
 
     def item_table(self, items: pa.Table) -> pa.Table:
         """A table as a piece of the item table: its columns in their order and types, nulls where one is left out. Raises DataError."""

@@ -1,6 +1,6 @@
 """What models share that have, beside an item's content, its collaborative vector and how popular it is (FlexCode, arXiv 2511.20673).
 
-Their vectors are [semantic | collaborative | popularity features], as `quantize/dual.py` and `quantize/facets.py` read them. The
+Their vectors are [semantic | collaborative | popularity features], as `quantize/branches.py` reads them. The
 collaborative vectors come from a factorization of neighbours' counts (`vectors/collaborative.py`), or of a SASRec by id
 (`collaborative_source=sasrec`), of training interactions alone. A new item has none, and so semantic codes.
 """

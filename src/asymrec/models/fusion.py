@@ -30,7 +30,7 @@ from asymrec.evaluation.metrics import per_user, ranks
 from asymrec.models.base import MODELS, Recommender
 from asymrec.models.both import BothViews
 from asymrec.models.trained import VALIDATION_USERS, Trained, checked
-from asymrec.training.checkpoint import prefixed, without_prefix
+from asymrec.tensors import prefixed, without_prefix
 from asymrec.training.listener import Listener
 from asymrec.training.loop import QUIET
 from asymrec.vectors import item_vectors

@@ -23,7 +23,8 @@ from asymrec.models.base import Recommender
 from asymrec.models.growing import Growing
 from asymrec.quantize import Quantizer
 from asymrec.quantize.base import matrix
-from asymrec.training.checkpoint import Checkpoint, prefixed, without_prefix
+from asymrec.tensors import prefixed, without_prefix
+from asymrec.training.checkpoint import Checkpoint
 from asymrec.training.listener import Listener
 from asymrec.training.loop import QUIET, train
 from asymrec.vectors import item_vectors

@@ -78,11 +78,10 @@ def fit_pipeline(
         raise RunError(f"{folder} holds a pipeline already: choose another folder, or replace it with --overwrite")
     if folder.exists() and (strange := sorted({path.name for path in folder.iterdir()} - PARTS)):
         raise RunError(f"{folder} holds {strange[0]}, which is no part of a pipeline: move it first")
-    given = recipe.model_dump(mode="json", exclude_unset=True) if recipe else {}
-    asked = {"model": model, "ranker": ranker, "settings": settings or None, "candidates": candidates, "codes": codes}
-    asked["recipe"] = given or None
     if resume and begun:
-        _same(work, asked)
+        given = recipe.model_dump(mode="json", exclude_unset=True) if recipe else {}
+        asked = {"model": model, "ranker": ranker, "candidates": candidates, "codes": codes}
+        _same(work, asked | {"settings": settings or None, "recipe": given or None})
     else:
         if data is None:
             raise RunError("DATA is missing: the folder to fit on")

@@ -33,24 +33,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from asymrec.config import Recipe
-from asymrec.errors import QuantizerError, VectorError
+from asymrec.errors import QuantizerError
 from asymrec.quantize.autoencoder import Autoencoder, Layers, descend, mlp, new_layers
-from asymrec.quantize.base import Quantizer, matrix
+from asymrec.quantize.base import matrix
+from asymrec.quantize.branches import BRANCHES, TwoBranches
 from asymrec.quantize.distinct import make_distinct
 from asymrec.quantize.linear import sample_items
-from asymrec.quantize.router import COLDEST, FEATURES, SHAPES, Router, Steadiness, allocated, tenths
+from asymrec.quantize.router import COLDEST, FEATURES, SHAPES, Router, Steadiness
 from asymrec.quantize.rqvae import RQVAE, epochs_of, numbered, paths, standardised
+from asymrec.tensors import prefixed, without_prefix
 from asymrec.threads import team
 
-LOSSES = ("semantic", "collaborative", "alignment", "balance", "smoothness")
+LOSSES = (*BRANCHES, "alignment", "balance", "smoothness")
 ALIGNED = 64  # width of the space where branches are compared
 
 
-class DualCodebook(Quantizer):
+class DualCodebook(TwoBranches):
     """L codes out of two branches, and the collision code; settings are the fields of `RQVAEConfig` and `FlexCodeConfig`, and a seed.
 
-    A vector is [semantic | collaborative | popularity features]: the last four columns are the features, in which the first is
-    log(1 + interactions) and the last 1 / sqrt(1 + interactions), the `collaborative_width` before them the collaborative vector.
+    Vectors are as `branches.py` says.
     Code p < L is c of the collaborative level p, or K (1 + j) + c of the semantic level j; the last is the number among equal ones.
     Raises ConfigError: unknown setting, impossible value; VectorError: vectors without a column for the semantic part;
     QuantizerError: on fit, the training diverges.
@@ -72,8 +73,8 @@ class DualCodebook(Quantizer):
         return 1, self.meaning + 1
 
     @property
-    def width(self) -> int | None:
-        return len(self._tensors["semantic.mean"]) + self.config.collaborative_width + FEATURES if self._tensors else None
+    def budget(self) -> int:
+        return self.meaning
 
     @property
     def blocks(self) -> list[list[int]]:
@@ -81,15 +82,6 @@ class DualCodebook(Quantizer):
         collaborative branch, L .. 2L-1 those of the semantic one, 2L the collision code."""
         levels = self.meaning
         return [[place, *range(levels, levels + place + 1)] for place in range(levels)] + [[2 * levels]]
-
-    def share(self, vectors: Any) -> np.ndarray:
-        """float32 [n]: alpha, the collaborative branch's share of the codes; 0 without a collaborative vector. Raises as `encode`."""
-        _, collaborative, features = self._parts(torch.from_numpy(matrix(vectors, self._fitted_width())))
-        return allocated(self.config.allocation, features, collaborative.any(1), self._tensors).numpy()
-
-    def split(self, vectors: Any) -> np.ndarray:
-        """int64 [n]: codes that the collaborative branch has, of L. Raises as `encode`."""
-        return np.floor(self.share(vectors) * self.meaning + 0.5).astype(np.int64)
 
     def catalogue(self, vectors: Any, codes: np.ndarray | None = None) -> np.ndarray:
         """As `RQVAE.catalogue`: the last column counts the items that share the other codes. Raises as `encode`."""
@@ -100,14 +92,12 @@ class DualCodebook(Quantizer):
     # Training
 
     def _fit(self, vectors: np.ndarray, weights: np.ndarray) -> None:
-        if vectors.shape[1] <= self.config.collaborative_width + FEATURES:
-            wanted = f"more than {self.config.collaborative_width} collaborative columns and {FEATURES} features"
-            raise VectorError(f"vectors have width {vectors.shape[1]}, expected {wanted}")
+        self._check_parts(vectors)
         with team() as together:  # as in RQVAE: one thread, equal codes whatever the number of threads
             generator = torch.Generator().manual_seed(self.seed)
             x, weights = sample_items(vectors, weights, self.rqvae.rqvae_codewords, generator)
             tensors, scaled = {}, []
-            for name, part in zip(("semantic", "collaborative"), self._parts(x)):
+            for name, part in zip(BRANCHES, self._parts(x)):
                 if not (part != part[0]).any():
                     raise QuantizerError(f"all {len(x)} {name} vectors are equal: there is nothing to quantize")
                 part, mean, scale = standardised(part, weights, together)
@@ -119,7 +109,7 @@ class DualCodebook(Quantizer):
         batch, n, config = min(self.rqvae.rqvae_batch, len(x)), len(x), self.config
         epochs = epochs_of(self.rqvae, n)
         further = math.ceil(epochs / 2) if config.router_epochs is None else config.router_epochs
-        further = 0 if config.allocation in ("semantic", "collaborative") else further if config.staged else epochs + further
+        further = 0 if config.allocation in BRANCHES else further if config.staged else epochs + further
         branches = [Autoencoder.start(part, weights, self.rqvae, batch, epochs * (n // batch), generator) for part in scaled]
         if config.staged or not further:
             for branch, part in zip(branches, scaled):
@@ -136,29 +126,19 @@ class DualCodebook(Quantizer):
             parameters = [each for branch in branches for each in branch.parameters] + router.parameters + learned
             descend(parameters, n, batch, further, self.rqvae.rqvae_rate, generator, together.loss)
 
-        for name, branch, part in zip(("semantic", "collaborative"), branches, scaled):
-            tensors |= {f"{name}.{label}": tensor for label, tensor in branch.tensors(part, weights).items()}
+        for name, branch, part in zip(BRANCHES, branches, scaled):
+            tensors |= prefixed(name, branch.tensors(part, weights))
         tensors |= router.tensors()
         for name, layers in (("semantic.map", maps[0]), ("collaborative.map", maps[1])):
             for place, (weight, bias) in enumerate(layers):
                 tensors |= {f"{name}.{place}.weight": weight.detach(), f"{name}.{place}.bias": bias.detach()}
         self._tensors = tensors | {"losses": together.history(n // batch), "levels": torch.zeros(self.meaning + 1, FEATURES)}
-        self._tensors["levels"] = self._features_of(features, torch.from_numpy(self.split(x)))
-
-    def _features_of(self, features: Tensor, split: Tensor) -> Tensor:
-        """[L + 1, 4]: the mean features of the items of each split, of all where a split has no item."""
-        found = [features[split == count] for count in range(self.meaning + 1)]
-        return torch.stack([(part if len(part) else features).mean(0) for part in found])
-
-    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return x.split([x.shape[1] - self.config.collaborative_width - FEATURES, self.config.collaborative_width, FEATURES], 1)
+        self._tensors["levels"] = self._levels(features, self.split(x))
 
     # Codes
 
-    def _branch(self, name: str) -> RQVAE:
-        """A branch as a quantizer of its own."""
-        tensors = {label.removeprefix(f"{name}."): tensor for label, tensor in self._tensors.items() if label.startswith(f"{name}.")}
-        return RQVAE(**self.rqvae.model_dump()).restore(tensors)
+    def _new(self, name: str) -> RQVAE:
+        return RQVAE(**self.rqvae.model_dump())
 
     def _layers(self, name: str) -> Layers:
         count = sum(label.startswith(f"{name}.") and label.endswith(".weight") for label in self._tensors)
@@ -170,7 +150,7 @@ class DualCodebook(Quantizer):
         if not len(vectors):
             return codes
         parts = self._parts(torch.from_numpy(vectors))
-        semantic, collaborative = (self._branch(name).encode(part) for name, part in zip(("semantic", "collaborative"), parts[:2]))
+        semantic, collaborative = (self._branch(name).encode(part) for name, part in zip(BRANCHES, parts[:2]))
         count, rows = self.split(vectors), np.arange(len(vectors))
         for place in range(levels):
             level = np.maximum(place - count, 0)
@@ -196,9 +176,9 @@ class DualCodebook(Quantizer):
         own = int((block == 0).sum())
         latents = [
             self._branch(name).latents(part.numpy())[0]
-            for name, part in zip(("semantic", "collaborative"), self._parts(torch.from_numpy(vector[None])))
+            for name, part in zip(BRANCHES, self._parts(torch.from_numpy(vector[None])))
         ]
-        books = [self._tensors[f"{name}.codebooks"].numpy() for name in ("semantic", "collaborative")]
+        books = [self._tensors[f"{name}.codebooks"].numpy() for name in BRANCHES]
         first = tuple(map(int, codes[:-1]))
         yield from ((*first, number) for number in range(words))
         for count in (own, *(other for other in range(levels + 1) if other != own)):
@@ -218,21 +198,16 @@ class DualCodebook(Quantizer):
 
     def restore(self, tensors: dict[str, Tensor]) -> DualCodebook:
         """Takes the tensors of a fit with the same settings. Raises QuantizerError: names or shapes do not fit."""
-        for name in ("semantic", "collaborative"):
-            own = {label.removeprefix(f"{name}."): tensor for label, tensor in tensors.items() if label.startswith(f"{name}.")}
-            RQVAE(**self.rqvae.model_dump()).restore(own)
-        widths = [len(tensors[f"{name}.mean"]) for name in ("semantic", "collaborative")]
+        for name in BRANCHES:
+            self._new(name).restore(without_prefix(name, tensors))
+        widths = [len(tensors[f"{name}.mean"]) for name in BRANCHES]
         shapes = SHAPES | {"levels": (self.meaning + 1, FEATURES)}
-        for name, width in zip(("semantic", "collaborative"), widths):
+        for name, width in zip(BRANCHES, widths):
             shapes |= {f"{name}.map.0.weight": (ALIGNED, width), f"{name}.map.0.bias": (ALIGNED,)}
         self._require(tensors, [*shapes, "losses"])
         self._require_shapes(tensors, shapes | {"collaborative.mean": (self.config.collaborative_width,)})
         self._tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         return self
-
-    def compared(self, vectors: np.ndarray) -> np.ndarray:
-        """The features are no part of what the codes are to keep."""
-        return vectors[:, :-FEATURES]
 
     def usage(self, codes: np.ndarray) -> tuple[list[np.ndarray], tuple[int, int]]:
         """By branch and level, the collaborative ones first, over the items that have that level in their id."""
@@ -251,7 +226,7 @@ class DualCodebook(Quantizer):
             "codewords_fitted": int(self._tensors["semantic.fitted"]),
             "branches": ["collaborative", "semantic"],
             "budget": self.meaning,
-            "split": tenths(np.expm1(vectors[:, -FEATURES]), self.share(vectors), self.split(vectors)),
+            "split": self._tenths(vectors),
             "aligned": self._aligned(vectors, codes),
             "losses": [dict(zip(LOSSES, line)) for line in self._tensors["losses"].tolist()],
         }
@@ -263,7 +238,7 @@ class DualCodebook(Quantizer):
             return 0.0
         rebuilt = self._parts(torch.from_numpy(self._decode(codes[rows])))
         common = []
-        for name, part in zip(("semantic", "collaborative"), rebuilt):
+        for name, part in zip(BRANCHES, rebuilt):
             scaled = (part - self._tensors[f"{name}.mean"]) / self._tensors[f"{name}.scale"]
             common.append(F.normalize(mlp(scaled, self._layers(f"{name}.map")), dim=1))
         near = common[0] @ common[1].T

@@ -27,24 +27,24 @@ import torch
 from torch import Tensor
 
 from asymrec.config import Recipe
-from asymrec.errors import QuantizerError, VectorError
+from asymrec.errors import QuantizerError
 from asymrec.quantize.autoencoder import descend
-from asymrec.quantize.base import Quantizer, matrix
+from asymrec.quantize.branches import BRANCHES, TwoBranches
 from asymrec.quantize.distinct import combinations
 from asymrec.quantize.linear import sample_items
 from asymrec.quantize.mhq import MHQ
-from asymrec.quantize.router import COLDEST, FEATURES, SHAPES, Router, Steadiness, allocated, tenths
+from asymrec.quantize.router import COLDEST, FEATURES, SHAPES, Router, Steadiness
+from asymrec.tensors import prefixed, without_prefix
 from asymrec.threads import team
 
-BRANCHES = ("semantic", "collaborative")
 STEPS, BATCH, RATE = 1_000, 1_024, 1e-2  # of the router
 
 
-class DualMHQ(Quantizer):
+class DualMHQ(TwoBranches):
     """M facets, L levels, out of two MHQs; settings are the fields of `QuantizerConfig`, and `allocation`, `collaborative_width` and the
     router's of `FlexCodeConfig`; and a seed.
 
-    A vector is [semantic | collaborative | popularity features], as `DualCodebook` reads it. Code c of a place is the collaborative
+    Vectors are as `branches.py` says. Code c of a place is the collaborative
     codeword c, or K + c the semantic one. `projection` is the semantic MHQ's; the collaborative one keeps all directions.
     Raises ConfigError: unknown setting, impossible value; VectorError: vectors without a column for the semantic part;
     QuantizerError: on fit, all vectors of a branch are equal, or narrower than the facets.
@@ -62,31 +62,21 @@ class DualMHQ(Quantizer):
         return self.mhq.facets, self.mhq.levels
 
     @property
-    def width(self) -> int | None:
-        return len(self._tensors["semantic.mean"]) + self.config.collaborative_width + FEATURES if self._tensors else None
-
-    def share(self, vectors: Any) -> np.ndarray:
-        """float32 [n]: alpha, the share of collaborative facets; 0 without a collaborative vector. Raises as `encode`."""
-        parts = self._parts(matrix(vectors, self._fitted_width()))
-        return self._share(parts).numpy()
-
-    def split(self, vectors: Any) -> np.ndarray:
-        """int64 [n]: how many facets are collaborative, of M. Raises as `encode`."""
-        return np.floor(self.share(vectors) * self.mhq.facets + 0.5).astype(np.int64)
+    def budget(self) -> int:
+        return self.mhq.facets
 
     # Training
 
     def _fit(self, vectors: np.ndarray, weights: np.ndarray) -> None:
-        width = self.config.collaborative_width
-        if vectors.shape[1] <= width + FEATURES:
-            wanted = f"more than {width} collaborative columns and {FEATURES} features"
-            raise VectorError(f"vectors have width {vectors.shape[1]}, expected {wanted}")
+        self._check_parts(vectors)
         semantic, collaborative, features = self._parts(vectors)
         known = collaborative.any(1)
         if known.sum() < 2:
             raise QuantizerError("fewer than 2 items have a collaborative vector: there is nothing to split")
         branches = self._new("semantic").fit(semantic, weights), self._new("collaborative").fit(collaborative[known], weights[known])
-        tensors = {f"{name}.{label}": tensor for name, part in zip(BRANCHES, branches) for label, tensor in part.tensors().items()}
+        tensors = {}
+        for name, part in zip(BRANCHES, branches):
+            tensors |= prefixed(name, part.tensors())
         generator = torch.Generator().manual_seed(self.seed)
         x, weight = sample_items(vectors, weights, self.mhq.codewords, generator)
         router = Router.start(self._parts(x)[2], generator)
@@ -94,9 +84,7 @@ class DualMHQ(Quantizer):
             with team():  # one thread: equal shares whatever the number of threads
                 self._learn(router, [part.numpy() for part in self._parts(x)], weight, branches, generator)
         self._tensors = tensors | router.tensors() | {"levels": torch.zeros(self.mhq.facets + 1, FEATURES)}
-        split = self.split(vectors)
-        of = [features[split == count] if (split == count).any() else features for count in range(self.mhq.facets + 1)]
-        self._tensors["levels"] = torch.from_numpy(np.stack([part.mean(0) for part in of]))
+        self._tensors["levels"] = self._levels(torch.from_numpy(features), self.split(vectors))
 
     def _learn(
         self, router: Router, parts: list[np.ndarray], weights: Tensor, branches: tuple[MHQ, MHQ], generator: torch.Generator
@@ -119,21 +107,9 @@ class DualMHQ(Quantizer):
 
         descend(router.parameters, n, batch, epochs, RATE, generator, loss)
 
-    def _parts(self, x: Any) -> list[Any]:
-        ends = x.shape[1] - self.config.collaborative_width - FEATURES, x.shape[1] - FEATURES
-        return [x[:, : ends[0]], x[:, ends[0] : ends[1]], x[:, ends[1] :]]
-
-    def _share(self, parts: list[np.ndarray]) -> Tensor:
-        features, known = torch.from_numpy(np.ascontiguousarray(parts[2])), torch.from_numpy(parts[1].any(1))
-        return allocated(self.config.allocation, features, known, self._tensors)
-
     def _new(self, name: str) -> MHQ:
         settings = self.mhq.model_dump() | ({"projection": None} if name == "collaborative" else {})
         return MHQ(seed=self.seed, **settings)
-
-    def _branch(self, name: str) -> MHQ:
-        own = {label.removeprefix(f"{name}."): tensor for label, tensor in self._tensors.items() if label.startswith(f"{name}.")}
-        return self._new(name).restore(own)
 
     # Codes
 
@@ -180,15 +156,10 @@ class DualMHQ(Quantizer):
         self._require(tensors, shapes)
         self._require_shapes(tensors, shapes)
         for name in BRANCHES:
-            own = {label.removeprefix(f"{name}."): tensor for label, tensor in tensors.items() if label.startswith(f"{name}.")}
-            self._new(name).restore(own)
+            self._new(name).restore(without_prefix(name, tensors))
         self._require_shapes(tensors, {"collaborative.mean": (self.config.collaborative_width,)})
         self._tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         return self
-
-    def compared(self, vectors: np.ndarray) -> np.ndarray:
-        """The features are no part of what the codes are to keep."""
-        return vectors[:, :-FEATURES]
 
     def usage(self, codes: np.ndarray) -> tuple[list[np.ndarray], tuple[int, int]]:
         """Of every facet, the collaborative ones first, and level, over the items that have that facet in their id."""
@@ -202,7 +173,7 @@ class DualMHQ(Quantizer):
         facets = self.mhq.facets
         return {
             "codewords_fitted": min(int(self._tensors[f"{name}.fitted"]) for name in BRANCHES),
-            "branches": [f"{name} {facet + 1}" for name in ("collaborative", "semantic") for facet in range(facets)],
+            "branches": [f"{name} {facet + 1}" for name in reversed(BRANCHES) for facet in range(facets)],
             "budget": facets,
-            "split": tenths(np.expm1(vectors[:, -FEATURES]), self.share(vectors), self.split(vectors)),
+            "split": self._tenths(vectors),
         }

@@ -77,10 +77,14 @@ def actions_of(
 
 def with_codes(items: pa.Table, codes: np.ndarray) -> pa.Table:
     """The items' table and their codes, int [n, n_codes]. Raises DataError: it has a column of that name."""
-    if CODES in items.column_names:
-        raise DataError(f"items: column '{CODES}' is there already")
+    _has_place(items)
     flat = pa.array(np.ascontiguousarray(codes, np.int32).reshape(-1))
     return items.append_column(CODES, pa.FixedSizeListArray.from_arrays(flat, codes.shape[1]))
+
+
+def _has_place(items: pa.Table) -> None:
+    if CODES in items.column_names:
+        raise DataError(f"items: column '{CODES}' is there already")
 
 
 def tables_with_codes(tables: Tables, run: str | Path) -> tuple[Tables, int]:
@@ -108,10 +112,13 @@ def tables_with_codes(tables: Tables, run: str | Path) -> tuple[Tables, int]:
 def schema_of(tables: Tables, codes: bool = False) -> Schema:
     """What a ranker behind retrieval reads: users, items and behaviours. What an interaction says besides is not known beforehand.
 
-    codes: the items' codes as well, see `with_codes`.
+    codes: the items' codes as well, see `with_codes`, which must have a place (DataError).
     """
     found = Schema.infer(tables).model_copy(update={"context": (), "labels": ()})
-    return with_code_field(found) if codes else found
+    if not codes:
+        return found
+    _has_place(tables.dataset.items)
+    return with_code_field(found)
 
 
 def with_code_field(schema: Schema) -> Schema:

@@ -82,7 +82,7 @@ class Snapshot:
         dataset, n = run.dataset, run.dataset.n_items
         ids = [as_id(value) for value in dataset.item_ids.to_pylist()]
         vectors = run.model.catalogue()[0]
-        units = None if vectors is None else Growing(_unit(run.model.described(vectors)))
+        units = None if vectors is None else Growing(_units(run.model, vectors))
         rows = {str(own): row for row, own in enumerate(ids)}
         return cls(run, 0, run.model, ids, rows, np.arange(n), np.ones(n, bool), dataset.items, dataset.titles(), units)
 
@@ -98,9 +98,9 @@ class Snapshot:
     def items(self) -> pa.Table:
         """The line of each row, as the run's ranker reads them; the fitted table itself as long as it is that."""
         pipeline = self.run.pipeline
-        return (
-            pipeline.items if self.table is self.run.dataset.items else pipeline.readable(self.table.take(pa.array(self.lines)), self.model)
-        )
+        if self.table is self.run.dataset.items:
+            return pipeline.items
+        return pipeline.readable(self.table.take(pa.array(self.lines)), self.model)
 
     def row(self, item: Any) -> int:
         """Raises UnknownIdError. A retired item has a row as well: it may stand in histories."""
@@ -166,7 +166,7 @@ class Snapshot:
         if new:
             vectors = np.stack([put.vector for put in new.values()])
             codes = None if self.model.catalogue()[1] is None else np.stack([put.codes for put in new.values()])
-            model, units = self.model.extended(vectors, codes), self.units.then(_unit(self.model.described(vectors)))
+            model, units = self.model.extended(vectors, codes), self.units.then(_units(self.model, vectors))
             ids = self.ids if len(self.ids) == self.n else self.ids[: self.n]  # a branch of the history has a list of its own
             ids.extend(put.id for put in new.values())
             for number, item in enumerate(new):
@@ -194,7 +194,7 @@ class Snapshot:
         row = self.rows.get(item)
         if row is None:
             return False
-        (own,) = _unit(self.model.described(put.vector[None]))
+        (own,) = _units(self.model, put.vector[None])
         return bool((self.units.rows[row] - own).abs().max() < SAME)
 
 
@@ -280,5 +280,7 @@ def as_json(value: Any) -> Any:
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
-def _unit(vectors: np.ndarray) -> torch.Tensor:
+def _units(model: Recommender, vectors: np.ndarray) -> torch.Tensor:
+    """What the vectors say of what items are, at length 1."""
+    vectors = model.described(vectors)
     return torch.from_numpy(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))

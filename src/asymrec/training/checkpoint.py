@@ -47,14 +47,6 @@ class Checkpoint:
             raise RunError(f"the checkpoint {self.folder} is damaged ({error}); delete it to begin anew") from None
 
 
-def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
-
-
-def without_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}
-
-
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The moments of an optimizer by (parameter number, name)."""
     state = optimizer.state_dict()["state"]

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from asymrec.config import TrainingConfig
 from asymrec.machine import keep_memory, release_memory
-from asymrec.training.checkpoint import Checkpoint, optimizer_tensors, prefixed, restore_optimizer, without_prefix
+from asymrec.tensors import prefixed, without_prefix
+from asymrec.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from asymrec.training.listener import Listener
 
 CHECKPOINT_SECONDS = 60.0
