@@ -5,8 +5,8 @@
     python benchmarks/pipeline.py --pool PIPELINE --out FILE                                            # what anything else could add
 
 Retrieval alone, the ranker alone on what was retrieved, and both, test, with 95 % intervals (paired bootstrap over users).
-`--pool`, validation: each of some models without training orders what the pipeline's retrieval found, alone and with it, log p + w log of
-its own score (as the sum of them over the candidates is 1, a thousandth of the best score added). The history is taken out.
+`--pool`, validation, the history taken out: the ranker, and models without training, order what retrieval found, alone and with it by
+log p + w x, where x is the ranker's logit, or the log of a model's score, to which a thousandth of the best is added.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 
 from asymrec import machine
 from asymrec.config import Recipe, parse_settings
+from asymrec.evaluation.metrics import per_user, ranks
 from asymrec.pipeline import Pipeline, fit_pipeline, read_pipeline
 from asymrec.progress import Progress
 from asymrec.results import split_of
@@ -39,14 +40,12 @@ def pool(folder: Path, others: list[str]) -> dict[str, Any]:
     some = split_of(dataset, recipe).validation
     rows, scores = pipeline.retrieval.best(some.histories, pipeline.candidates, None, True)
     there = rows >= 0
-    wanted = np.zeros((len(some), dataset.n_items), bool)
-    wanted[some.targets.owners, some.targets.items] = True
-    hits = there & np.take_along_axis(wanted, np.maximum(rows, 0), 1)
-    ideal = np.array([sum(1 / math.log2(place + 2) for place in range(min(10, count))) for count in np.bincount(some.targets.owners)])
+    owners, at = np.nonzero(there)
+    known, whole = np.where(there, scores, -np.inf), np.full((len(some), dataset.n_items), -np.inf, np.float32)
 
-    def ndcg(final: np.ndarray) -> float:
-        place = (final[:, None, :] >= final[:, :, None]).sum(2) - 1  # of equal scores the last place
-        return float((np.where(hits & (place < 10), 1 / np.log2(place + 2), 0).sum(1) / ideal).mean())
+    def mean(final: np.ndarray, metric: str, k: int) -> float:
+        whole[owners, rows[owners, at]] = final[owners, at]  # what was not retrieved stays missed
+        return float(per_user(ranks(whole, some.targets), some.targets.offsets, (k,))[f"{metric}@{k}"].mean())
 
     found: dict[str, dict[str, float]] = {}
     for name in [pipeline.ranker.name, *others]:
@@ -57,10 +56,14 @@ def pool(folder: Path, others: list[str]) -> dict[str, Any]:
             given = np.log(given + 1e-3 * given.max(1, keepdims=True) + 1e-12)
         else:
             given = pipeline.logits(some.histories, rows, some.users)
-        known = np.where(there, scores, -np.inf)
-        found[name] = {str(weight): ndcg(pipeline.blend(known, np.where(there, given, -np.inf), weight)) for weight in WEIGHTS}
-        print(name, {weight: round(value, 4) for weight, value in found[name].items()}, flush=True)
-    return {"data": read_pipeline(folder)["data"], "users": len(some), "retrieved": float(hits.any(1).mean()), "ndcg@10": found}
+        found[name] = {str(w): mean(pipeline.blend(known, given, w), "ndcg", 10) for w in WEIGHTS}
+        print(name, {w: round(value, 4) for w, value in found[name].items()}, flush=True)
+    return {
+        "data": read_pipeline(folder)["data"],
+        "users": len(some),
+        "retrieved": mean(known, "recall", pipeline.candidates),
+        "ndcg@10": found,
+    }
 
 
 def main() -> None:

@@ -174,10 +174,7 @@ class DualCodebook(TwoBranches):
         words, levels = self.rqvae.rqvae_codewords, self.meaning
         block = codes[:-1] // words
         own = int((block == 0).sum())
-        latents = [
-            self._branch(name).latents(part.numpy())[0]
-            for name, part in zip(BRANCHES, self._parts(torch.from_numpy(vector[None])))
-        ]
+        latents = [self._branch(name).latents(part.numpy())[0] for name, part in zip(BRANCHES, self._parts(torch.from_numpy(vector[None])))]
         books = [self._tensors[f"{name}.codebooks"].numpy() for name in BRANCHES]
         first = tuple(map(int, codes[:-1]))
         yield from ((*first, number) for number in range(words))
@@ -224,7 +221,7 @@ class DualCodebook(TwoBranches):
         other's nearest; losses, of each epoch of the second stage, by name."""
         return {
             "codewords_fitted": int(self._tensors["semantic.fitted"]),
-            "branches": ["collaborative", "semantic"],
+            "branches": list(reversed(BRANCHES)),
             "budget": self.meaning,
             "split": self._tenths(vectors),
             "aligned": self._aligned(vectors, codes),
