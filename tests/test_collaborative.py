@@ -5,7 +5,7 @@ import pytest
 
 from asymrec.data import Sequences
 from asymrec.data.pairs import followers
-from asymrec.vectors import collaborative_vectors
+from asymrec.vectors import collaborative, collaborative_vectors
 
 
 def cosine(a, b):
@@ -54,3 +54,22 @@ def test_few_items_leave_the_rest_zero(width):
 
 def test_without_pairs_there_is_nothing_to_tell():
     assert not collaborative_vectors(Sequences.of([[0], [1]]), 5, 8).any()
+
+
+def test_unseen_items_are_zero_where_there_are_more_directions_than_items_with_pairs():
+    sequences = Sequences.of([np.random.default_rng(seed).permutation(25)[:8] for seed in range(60)])
+    for n_items in (40, 60, 1000):  # decomposed whole, and truncated
+        vectors = collaborative_vectors(sequences, n_items, 64)
+        assert vectors[:25].any(1).all() and not vectors[25:].any()
+
+
+def test_the_whole_and_the_truncated_decomposition_agree(monkeypatch):
+    sequences = walks()
+    truncated = collaborative_vectors(sequences, 70, 8)
+    monkeypatch.setattr(collaborative, "DENSE", 100)
+    np.testing.assert_allclose(collaborative_vectors(sequences, 70, 8), truncated, atol=1e-4)
+
+
+def test_where_no_pair_is_more_frequent_than_chance_there_is_nothing_to_tell():
+    assert not collaborative_vectors(Sequences.of([[0, 1]] * 9), 4, 8).any()
+    assert not collaborative_vectors(Sequences.of([[0, 1]] * 9), 2, 64).any()

@@ -44,15 +44,15 @@ def test_repair_changes_only_later_rows_and_is_complete(rows):
     codes = np.array(rows, dtype=np.int32)
     vectors = codes.astype(np.float32)
     if len(codes) > 3 ** codes.shape[1]:
-        with pytest.raises(QuantizerError, match="cannot have distinct ids"):
-            make_distinct(codes, vectors, any_other)
+        with pytest.raises(QuantizerError, match="cannot have distinct ids: raise K"):
+            make_distinct(codes, vectors, any_other, "raise K")
         return
-    repaired = make_distinct(codes, vectors, any_other)
+    repaired = make_distinct(codes, vectors, any_other, "raise K")
     assert len(np.unique(repaired, axis=0)) == len(codes)
     _, first = np.unique(codes, axis=0, return_index=True)
     assert (repaired[first] == codes[first]).all()
-    assert (make_distinct(codes, vectors, any_other) == repaired).all()
-    assert (make_distinct(repaired, vectors, any_other) == repaired).all()
+    assert (make_distinct(codes, vectors, any_other, "raise K") == repaired).all()
+    assert (make_distinct(repaired, vectors, any_other, "raise K") == repaired).all()
 
 
 costs = st.lists(st.lists(st.floats(0, 9, width=16), min_size=1, max_size=4), min_size=1, max_size=4)

@@ -10,9 +10,9 @@ from asymrec import Dataset
 from asymrec.data import Sequences
 from asymrec.errors import ConfigError, QuantizerError, VectorError
 from asymrec.evaluation.report import render
-from asymrec.models import FlexCode, Recommender
-from asymrec.quantize import RQVAE, DualCodebook, DualMHQ, rqvae
-from asymrec.quantize.dual import FEATURES
+from asymrec.models import AsymRecBoth, FlexCode, Recommender
+from asymrec.quantize import RQVAE, DualCodebook, DualMHQ, dual, rqvae
+from asymrec.quantize.dual import FEATURES, LOSSES
 from asymrec.quantize.report import describe
 from asymrec.vectors.popularity import popularity_features
 
@@ -20,6 +20,7 @@ SMALL = {
     "rqvae_codewords": 16, "latent": 6, "hidden": (32,), "rqvae_batch": 64, "rqvae_rate": 1e-2, "collaborative_width": 8, "rqvae_levels": 4,
 }  # fmt: skip
 WORDS, LEVELS, WIDTH = 16, 4, 8
+RQVAES = {name: value for name, value in SMALL.items() if name != "collaborative_width"}
 FACETS = {"facets": 4, "levels": 2, "codewords": 16, "quantizer_epochs": 1, "quantizer_batch": 64, "collaborative_width": WIDTH}
 
 
@@ -111,7 +112,7 @@ def test_alignment_brings_the_branches_of_an_item_together():
     aligned, alone = (DualCodebook(**SMALL, alignment=weight).fit(vectors) for weight in (1.0, 0.0))
     found = [quantizer.report(vectors)["aligned"] for quantizer in (aligned, alone)]
     assert found[0] > found[1] + 0.05
-    losses = aligned.report(vectors)["losses"]
+    losses = [one for one in aligned.report(vectors)["losses"] if "alignment" in one]
     assert losses[-1]["alignment"] < losses[0]["alignment"]
 
 
@@ -138,7 +139,7 @@ def test_the_report_tells_the_split_the_usage_and_every_loss(fitted):
     split, used = fitted.split(vectors), fitted.usage(fitted.encode(vectors))[0]
     assert [int(part.sum()) for part in used[:LEVELS]] == [(split > level).sum() for level in range(LEVELS)]
     assert [int(part.sum()) for part in used[LEVELS:]] == [(LEVELS - split > level).sum() for level in range(LEVELS)]
-    assert set(report["losses"][0]) == {"semantic", "collaborative", "alignment", "balance", "smoothness"}
+    assert set(report["losses"][-1]) == {"semantic", "collaborative", "alignment", "balance", "smoothness"}
     assert "2 facets x 4 levels x 16 codewords" in describe(report)
     assert 0 < report["r2"] < 1
 
@@ -146,11 +147,64 @@ def test_the_report_tells_the_split_the_usage_and_every_loss(fitted):
 def test_joint_training_has_all_losses_from_the_start():
     joint = DualCodebook(**SMALL, staged=False).fit(items())
     staged = DualCodebook(**SMALL).fit(items())
-    assert len(joint.tensors()["losses"]) == 3 * len(staged.tensors()["losses"])  # as many passes, all of them together
-    assert joint.tensors()["losses"][0, 0] > staged.tensors()["losses"][0, 0]  # nothing was learned before
+    assert len(joint.tensors()["losses"]) == len(staged.tensors()["losses"])  # as many passes, all of them together
+    assert joint.tensors()["losses"].isfinite().all()
+    second = staged.tensors()["losses"].isfinite().all(1)
+    assert joint.tensors()["losses"][0, 0] > staged.tensors()["losses"][second][0, 0]  # nothing was learned before
+
+
+def test_both_stages_log_their_losses(fitted):
+    losses = fitted.details(items(), fitted.encode(items()))["losses"]
+    stages = ["alignment" in one for one in losses]
+    assert stages == sorted(stages) and 0 < sum(stages) < len(stages)
+    assert all(set(one) == ({"semantic", "collaborative"} if not together else set(LOSSES)) for one, together in zip(losses, stages))
+    assert losses[stages.count(False) - 1]["semantic"] < losses[0]["semantic"]
+    alone = DualCodebook(**SMALL, allocation="semantic").fit(items())
+    assert len(alone.details(items(), alone.encode(items()))["losses"]) == stages.count(False)
+
+
+def test_the_fixed_share_is_a_setting():
+    vectors = items()
+    three = SMALL | {"rqvae_levels": 3, "allocation": "fixed"}
+    known = vectors[:, 12 : 12 + WIDTH].any(1)
+    for share, codes in ((0.5, 2), (0.34, 1), (0.0, 0), (1.0, 3)):
+        assert (DualCodebook(**three, fixed_share=share).fit(vectors).split(vectors)[known] == codes).all()
+
+
+def test_codebooks_that_no_item_uses_are_not_dead():
+    vectors = items()
+    vectors = vectors[vectors[:, 12 : 12 + WIDTH].any(1)]
+    report = DualCodebook(**SMALL, allocation="semantic").fit(vectors).report(vectors)
+    assert report["dead_codebooks"] == 0
+    assert report["usage_gini"] == pytest.approx(RQVAE(**RQVAES).fit(vectors[:, :12]).report(vectors[:, :12])["usage_gini"], abs=0.1)
+
+
+def test_a_fit_that_fails_leaves_the_last_one(fitted, monkeypatch):
+    quantizer = DualCodebook(**SMALL).restore(fitted.tensors())
+
+    def diverges(self, rows):
+        raise QuantizerError("the training diverges")
+
+    monkeypatch.setattr(dual._Together, "loss", diverges)
+    with pytest.raises(QuantizerError, match="diverges"):
+        quantizer.fit(items(seed=1))
+    np.testing.assert_array_equal(quantizer.encode(items()), fitted.encode(items()))
+
+
+def test_blocks_of_rows_decode_as_all_at_once(fitted, monkeypatch):
+    codes = fitted.encode(items())
+    whole = fitted.decode(codes)
+    monkeypatch.setattr(dual, "BLOCK", 7)
+    np.testing.assert_allclose(fitted.decode(codes), whole, atol=1e-5)
 
 
 def test_bad_input_is_told(fitted):
+    with pytest.raises(ConfigError, match="the router would learn nothing"):
+        DualCodebook(router_epochs=0)
+    with pytest.raises(ConfigError, match="the router would learn nothing"):
+        DualCodebook(rqvae_epochs=0)
+    DualCodebook(rqvae_epochs=0, router_epochs=3)
+    DualCodebook(router_epochs=0, staged=False)
     with pytest.raises(VectorError, match="width 12, expected more than 8 collaborative columns and 4 features"):
         DualCodebook(**SMALL).fit(items()[:, :12])
     silent = items()
@@ -247,9 +301,7 @@ def test_the_report_page_draws_the_split(model):
     assert "Codes by popularity" in page and "collaborative" in page
 
 
-def test_the_semantic_branch_is_tigers_quantizer(model):
-    vectors = model.catalogue()[0]
-    seen = model._counts > 0
-    semantic = vectors[:, : vectors.shape[1] - 8 - FEATURES]
-    alone = RQVAE(seed=model.recipe.training.seed, **model.recipe.rqvae.model_dump()).fit(semantic[seen])
-    assert alone.width == model.quantizer._branch("semantic").width
+def test_collaborative_vectors_are_not_given_twice():
+    for kind in (FlexCode, AsymRecBoth):
+        with pytest.raises(ConfigError, match="collaborative vectors of its own"):
+            kind(collaborative=16)

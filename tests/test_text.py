@@ -182,6 +182,8 @@ def test_empty_texts_are_zero_and_counted(encoder):
     assert not vectors[[0, 2, 3]].any()
     with pytest.raises(VectorError, match="all 2 texts are empty"):
         text_vectors(["", None], "any")
+    with pytest.raises(VectorError, match="no text holds a word"):
+        text_vectors(["!!!", "???"], "hashed")
 
 
 def test_an_encoder_must_give_finite_vectors(encoder, monkeypatch):

@@ -49,9 +49,7 @@ class VectorsConfig(Section):
     )
     encoder: str = Field("minilm", description="`minilm`, `hashed` (no language model), a model folder, or a sentence-transformers name")
     views: tuple[str, ...] = Field((), description="further vectors: list columns of the item table, or .npy/.parquet/.safetensors files")
-    collaborative: int = Field(
-        0, ge=0, multiple_of=2, description="width of a further view, made from the training interactions; 0: none"
-    )
+    collaborative: int = Field(0, ge=0, multiple_of=2, description="width of a further view, made from the training interactions; 0: none")
     max_tokens: int = Field(128, ge=8, description="tokens of the text that the encoder reads")
 
 
@@ -107,7 +105,10 @@ class FlexCodeConfig(Section):
     """
 
     allocation: Literal["router", "fixed", "semantic", "collaborative"] = Field(
-        "router", description="who splits the codes: the router, item by item; half and half for all; all to one branch"
+        "router", description="who splits the codes: the router, item by item; `fixed_share` for all; all to one branch"
+    )
+    fixed_share: float = Field(
+        0.5, ge=0, le=1, description="the collaborative share with allocation=fixed; of an odd number of codes half is one more"
     )
     collaborative_source: Literal["linear", "sasrec"] = Field(
         "linear", description="what the collaborative vectors are made by: a factorization of neighbours' counts, or a SASRec"

@@ -7,13 +7,9 @@ AsymRec's; the collaborative vectors are of training interactions alone (`both.p
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 
-from asymrec.config import Recipe
-from asymrec.errors import ConfigError
 from asymrec.models.asymrec import AsymRec, Network
 from asymrec.models.both import BothViews
 from asymrec.quantize.facets import DualMHQ
@@ -28,11 +24,6 @@ class AsymRecBoth(BothViews, AsymRec):
 
     name = "asymrec+collaborative"
     quantizer: DualMHQ
-
-    def __init__(self, recipe: Recipe | None = None, **settings: Any):
-        super().__init__(recipe, **settings)
-        if self.recipe.vectors.collaborative:
-            raise ConfigError(f"{self.name} has collaborative vectors of its own (collaborative_width): vectors.collaborative must be 0")
 
     def _quantizer(self) -> DualMHQ:
         return DualMHQ(seed=self.recipe.training.seed, **self.recipe.quantizer.model_dump(), **self.recipe.flexcode.model_dump())

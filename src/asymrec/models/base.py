@@ -47,6 +47,7 @@ class Recommender:
     space: ClassVar[dict[str, list[Any]]] = {}  # what a benchmark tries when it tunes this model, by leaf name
     reads_times: ClassVar[bool] = False  # of a history's items, where they are known
     logits: ClassVar[bool] = False  # scores are logits; else amounts, of which below 0 is none
+    complete: ClassVar[bool] = True  # `scores` has every item; else `best` finds what `scores` has not
     recipe: Recipe
     dataset: Dataset
 

@@ -14,7 +14,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from asymrec.config import Recipe
 from asymrec.data import Dataset, Split
+from asymrec.errors import ConfigError
 from asymrec.models.sasrec import SASRec
 from asymrec.models.trained import Trained
 from asymrec.quantize.router import FEATURES
@@ -25,7 +27,12 @@ from asymrec.vectors.popularity import cold, popularity_features
 
 
 class BothViews(Trained):
-    """Stands before a trained model among the bases of a class."""
+    """Stands before a trained model among the bases of a class. Raises ConfigError: `vectors.collaborative` is set as well."""
+
+    def __init__(self, recipe: Recipe | None = None, **settings: Any):
+        super().__init__(recipe, **settings)
+        if self.recipe.vectors.collaborative:
+            raise ConfigError(f"{self.name} has collaborative vectors of its own (collaborative_width): vectors.collaborative must be 0")
 
     def _begin(self, dataset: Dataset, split: Split) -> Split:
         self._source = dataset, split  # of what `_prepare` makes

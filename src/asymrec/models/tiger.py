@@ -130,8 +130,8 @@ class Tiger(Trained):
     """Settings as in `asymrec.config`, by name: `Tiger(epochs=40, beam=20, seed=1)`.
 
     `scores` is the log-probability of the items that a beam of `beam` finds, and -inf for all others; an evaluation sees this.
-    `recommend` searches among the allowed items alone and with as wide a beam as it takes to have k left without the history's, so
-    that none is missing; `score` gives exact log-probabilities of the items it is asked for.
+    `best`, and so `recommend`, searches among the allowed items alone and with as wide a beam as it takes to have k left without the
+    history's, so that none is missing; `score` gives exact log-probabilities of the items it is asked for.
     """
 
     name = "tiger"
@@ -141,9 +141,11 @@ class Tiger(Trained):
         "temperature": None, "learning_rate": 2e-3, "batch": 256,
     }  # fmt: skip
     space: ClassVar[dict[str, list[Any]]] = {"dropout": [0.1, 0.2], "learning_rate": [1e-3, 2e-3, 4e-3], "history": [20, 50]}
+    complete = False
     network: Network
     quantizer: RQVAE
     trie: Trie  # what the search may find
+    _last: tuple[bytes, Trie | None] = b"", None  # rows that were searched alone, and their trie
     wanted: tuple[int, bool] = 0, False  # how many items must be found at least, and whether beside those of the history
 
     def __init__(self, recipe: Recipe | None = None, **settings: Any):
@@ -164,7 +166,7 @@ class Tiger(Trained):
 
     def _take(self, tensors: dict[str, Tensor]) -> None:
         super()._take(tensors)
-        self.trie = Trie(tensors["codes"].numpy())
+        self.trie, self._last = Trie(tensors["codes"].numpy()), (b"", None)
 
     def _network(self, n_items: int) -> Network:
         return Network(self.recipe, self._prepared["codes"], max(self.quantizer.codebook_sizes))
@@ -194,24 +196,10 @@ class Tiger(Trained):
 
     # Search
 
-    def recommend(
-        self,
-        histories: Sequence[Sequence[Any]] | None = None,
-        k: int = 10,
-        *,
-        exclude_seen: bool = True,
-        only: Sequence[Any] | None = None,
-        exclude: Sequence[Any] | None = None,
-        **options: Any,
-    ) -> tuple[list[list[Any]], list[list[float]]]:
-        allowed = np.full(self.dataset.n_items, only is None)
-        if only is not None:
-            allowed[self.dataset.item_rows(only)] = True
-        if exclude is not None:
-            allowed[self.dataset.item_rows(exclude)] = False
-        among = self._among(np.flatnonzero(allowed))
+    def best(self, histories: Sequences, k: int, barred: np.ndarray | None, exclude_seen: bool) -> tuple[np.ndarray, np.ndarray]:
+        among = self._among(np.arange(len(self._popularity)) if barred is None else np.flatnonzero(~barred))
         among.wanted = k, exclude_seen
-        return super(Tiger, among).recommend(histories, k, exclude_seen=exclude_seen, only=only, exclude=exclude, **options)
+        return super(Tiger, among).best(histories, k, barred, exclude_seen)
 
     def score(self, histories: Sequence[Sequence[Any]], items: Sequence[Any], times: Sequence[Sequence[int]] | None = None) -> np.ndarray:
         rows = np.unique(self.dataset.item_rows(items))
@@ -222,8 +210,11 @@ class Tiger(Trained):
     def _among(self, rows: np.ndarray) -> Tiger:
         """The same model, searching among some items alone (rows int [m], ascending)."""
         among = copy(self)
-        if 0 < len(rows) < self.dataset.n_items:
-            among.trie = Trie(self._prepared["codes"].numpy()[rows], rows)
+        if 0 < len(rows) < len(self._popularity):
+            key = rows.tobytes()
+            if self._last[0] != key:  # a server asks for the same again, where items are retired
+                self._last = key, Trie(self._prepared["codes"].numpy()[rows], rows)
+            among.trie = self._last[1]
         return among
 
     def _known_scores(self, histories: Sequences) -> np.ndarray:

@@ -34,10 +34,17 @@ class Stage:
         A candidate whose score an item that was left out has too is none: the order of rows must not favour it.
         """
         start, self.at = self.at, self.at + len(histories)
-        pipeline = self.pipeline
-        scores = np.array(pipeline.retrieval.scores(histories), np.float32)
-        if self.exclude_seen:
-            scores[histories.owners, histories.items] = -np.inf
+        pipeline, retrieval = self.pipeline, self.pipeline.retrieval
+        if retrieval.complete:
+            scores = np.array(retrieval.scores(histories), np.float32)
+            if self.exclude_seen:
+                scores[histories.owners, histories.items] = -np.inf
+        else:  # what a search finds, as `rank` asks it
+            n_items = pipeline.dataset.n_items
+            rows, values = retrieval.best(histories, min(pipeline.candidates + 1, n_items), None, self.exclude_seen)
+            scores = np.full((len(histories), n_items), -np.inf, np.float32)
+            owners, at = np.nonzero(rows >= 0)
+            scores[owners, rows[owners, at]] = values[owners, at]
         if self.weight == 0:
             return scores
         if start not in self.kept:

@@ -8,7 +8,7 @@ forgets any earlier fit, equal seeds give equal codes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ class Quantizer:
     """Base of the quantizers. A subclass writes `_fit`, `_encode`, `_decode`, `_alternatives`, `tensors` and `restore`."""
 
     distinct: bool = True
+    remedy: ClassVar[str] = "raise facets, levels or codewords, or set distinct=false"  # where the ids are too few
     codebook_sizes: tuple[int, ...]
 
     @property
@@ -94,7 +95,7 @@ class Quantizer:
 
         vectors = matrix(vectors, self._fitted_width())
         codes = self._encode(vectors) if codes is None else codes
-        return make_distinct(codes, vectors, self._alternatives) if self.distinct else codes
+        return make_distinct(codes, vectors, self._alternatives, self.remedy) if self.distinct else codes
 
     def report(self, vectors: Any, codes: np.ndarray | None = None) -> dict[str, Any]:
         """How good the codes of a catalogue are, ready for JSON: see `report.py`. `codes` defaults to `catalogue(vectors)`."""

@@ -45,7 +45,7 @@ class TwoBranches(Quantizer):
     def share(self, vectors: Any) -> np.ndarray:
         """float32 [n]: alpha, the collaborative share; 0 without a collaborative vector. Raises as `encode`."""
         _, collaborative, features = self._parts(torch.from_numpy(matrix(vectors, self._fitted_width())))
-        return allocated(self.config.allocation, features, collaborative.any(1), self._tensors).numpy()
+        return allocated(self.config, features, collaborative.any(1), self._tensors).numpy()
 
     def split(self, vectors: Any) -> np.ndarray:
         """int64 [n]: how much of the budget is collaborative. Raises as `encode`."""

@@ -33,12 +33,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from asymrec.config import Recipe
-from asymrec.errors import QuantizerError
+from asymrec.errors import ConfigError, QuantizerError
 from asymrec.quantize.autoencoder import Autoencoder, Layers, descend, mlp, new_layers
 from asymrec.quantize.base import matrix
 from asymrec.quantize.branches import BRANCHES, TwoBranches
 from asymrec.quantize.distinct import make_distinct
-from asymrec.quantize.linear import sample_items
+from asymrec.quantize.linear import BLOCK, sample_items
 from asymrec.quantize.router import COLDEST, FEATURES, SHAPES, Router, Steadiness
 from asymrec.quantize.rqvae import RQVAE, epochs_of, numbered, paths, standardised
 from asymrec.tensors import prefixed, without_prefix
@@ -57,9 +57,14 @@ class DualCodebook(TwoBranches):
     QuantizerError: on fit, the training diverges.
     """
 
+    remedy = RQVAE.remedy
+
     def __init__(self, *, seed: int = 0, **settings: Any):
         recipe = Recipe.of(None, **settings)
         self.rqvae, self.config, self.seed = recipe.rqvae, recipe.flexcode, seed
+        passes = self.config.router_epochs if self.config.router_epochs is not None else self.rqvae.rqvae_epochs
+        if self.config.allocation == "router" and passes == 0 and (self.config.staged or self.rqvae.rqvae_epochs == 0):
+            raise ConfigError("the router would learn nothing: router_epochs, or rqvae_epochs, must be above 0 where it splits the codes")
         levels, words = self.rqvae.rqvae_levels, self.rqvae.rqvae_codewords
         self.codebook_sizes = (*(words * (place + 2) for place in range(levels)), words)
         self._tensors: dict[str, Tensor] = {}
@@ -87,7 +92,7 @@ class DualCodebook(TwoBranches):
         """As `RQVAE.catalogue`: the last column counts the items that share the other codes. Raises as `encode`."""
         vectors = matrix(vectors, self._fitted_width())
         codes = self._encode(vectors) if codes is None else codes.copy()
-        return make_distinct(numbered(codes, self.codebook_sizes[-1]), vectors, self._alternatives) if self.distinct else codes
+        return make_distinct(numbered(codes, self.codebook_sizes[-1]), vectors, self._alternatives, self.remedy) if self.distinct else codes
 
     # Training
 
@@ -111,13 +116,13 @@ class DualCodebook(TwoBranches):
         further = math.ceil(epochs / 2) if config.router_epochs is None else config.router_epochs
         further = 0 if config.allocation in BRANCHES else further if config.staged else epochs + further
         branches = [Autoencoder.start(part, weights, self.rqvae, batch, epochs * (n // batch), generator) for part in scaled]
+        alone: list[list[Tensor]] = [[], []]
         if config.staged or not further:
-            for branch, part in zip(branches, scaled):
-                own = partial(_alone, branch, part, weights)
+            for branch, part, log in zip(branches, scaled, alone):
+                own = partial(_alone, branch, part, weights, log)
                 descend(branch.parameters, n, batch, epochs, self.rqvae.rqvae_rate, generator, own)
 
         features = self._parts(x)[2]
-        self._tensors = tensors
         router = Router.start(features, generator)
         maps = [new_layers((part.shape[1], ALIGNED), generator) for part in scaled]
         together = _Together(self, x, scaled, weights, branches, router, maps, further * (n // batch))
@@ -132,7 +137,8 @@ class DualCodebook(TwoBranches):
         for name, layers in (("semantic.map", maps[0]), ("collaborative.map", maps[1])):
             for place, (weight, bias) in enumerate(layers):
                 tensors |= {f"{name}.{place}.weight": weight.detach(), f"{name}.{place}.bias": bias.detach()}
-        self._tensors = tensors | {"losses": together.history(n // batch), "levels": torch.zeros(self.meaning + 1, FEATURES)}
+        losses = _by_epoch([torch.stack(each) for each in zip(*alone)], n // batch), _by_epoch(together.log, n // batch)
+        self._tensors = tensors | {"losses": torch.cat(losses), "levels": torch.zeros(self.meaning + 1, FEATURES)}
         self._tensors["levels"] = self._levels(features, self.split(x))
 
     # Codes
@@ -158,6 +164,12 @@ class DualCodebook(TwoBranches):
         return codes
 
     def _decode(self, codes: np.ndarray) -> np.ndarray:
+        rebuilt = np.empty((len(codes), self._fitted_width()), np.float32)
+        for start in range(0, len(codes), BLOCK):
+            rebuilt[start : start + BLOCK] = self._rebuilt(codes[start : start + BLOCK])
+        return rebuilt
+
+    def _rebuilt(self, codes: np.ndarray) -> np.ndarray:
         block, word = np.divmod(codes[:, :-1], self.rqvae.rqvae_codewords)
         count, rebuilt = (block == 0).sum(1), []
         for name, levels in (("semantic", block - 1), ("collaborative", np.where(block == 0, np.arange(self.meaning), -1))):
@@ -189,7 +201,8 @@ class DualCodebook(TwoBranches):
 
     def tensors(self) -> dict[str, Tensor]:
         """semantic.* and collaborative.*: each branch's as RQVAE's, and `map`, its way into the common space; router.mean, router.scale
-        [4], router.i.weight and .bias; levels [L + 1, 4], what a split tells of the features; losses [epochs, 5] of the second stage."""
+        [4], router.i.weight and .bias; levels [L + 1, 4], what a split tells of the features; losses [epochs, 5] of both stages,
+        NaN for those that the first does not have."""
         self._fitted_width()
         return {name: tensor.contiguous() for name, tensor in self._tensors.items()}
 
@@ -218,14 +231,17 @@ class DualCodebook(TwoBranches):
     def details(self, vectors: np.ndarray, codes: np.ndarray) -> dict[str, Any]:
         """codewords_fitted; branches, the names of the report's two rows; split, by tenths of popularity (the rarest first): items, mean
         interactions, mean share, mean collaborative codes; aligned, the share of items (of 256 drawn) whose two rebuilt vectors are each
-        other's nearest; losses, of each epoch of the second stage, by name."""
+        other's nearest; losses, of each epoch of both stages, by name; the first stage has those of the
+        branches alone."""
         return {
             "codewords_fitted": int(self._tensors["semantic.fitted"]),
             "branches": list(reversed(BRANCHES)),
             "budget": self.meaning,
             "split": self._tenths(vectors),
             "aligned": self._aligned(vectors, codes),
-            "losses": [dict(zip(LOSSES, line)) for line in self._tensors["losses"].tolist()],
+            "losses": [
+                {name: value for name, value in zip(LOSSES, line) if not math.isnan(value)} for line in self._tensors["losses"].tolist()
+            ],
         }
 
     def _aligned(self, vectors: np.ndarray, codes: np.ndarray) -> float:
@@ -243,9 +259,20 @@ class DualCodebook(TwoBranches):
         return float(((near.argmax(0) == own) & (near.argmax(1) == own)).float().mean())
 
 
-def _alone(branch: Autoencoder, x: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
-    """The loss of one branch."""
-    return branch.loss(x[rows], weights[rows])
+def _alone(branch: Autoencoder, x: Tensor, weights: Tensor, log: list[Tensor], rows: Tensor) -> Tensor:
+    """The loss of one branch, in the first stage."""
+    loss = branch.loss(x[rows], weights[rows])
+    log.append(loss.detach())
+    return loss
+
+
+def _by_epoch(log: list[Tensor], steps: int) -> Tensor:
+    """Losses of each step, the first of LOSSES or all -> float32 [epochs, losses], means of each epoch, NaN where there is none."""
+    found = torch.full((len(log) // steps, len(LOSSES)), torch.nan)
+    if log:
+        means = torch.stack(log).unflatten(0, (-1, steps)).mean(1)
+        found[:, : means.shape[1]] = means
+    return found
 
 
 @dataclass
@@ -273,7 +300,7 @@ class _Together:
         if config.allocation == "router":
             alpha = self.router.share(self.features[rows])
         else:
-            alpha = torch.full((len(rows),), 0.5)
+            alpha = torch.full((len(rows),), config.fixed_share)
         share = torch.where(known, alpha, 0.0)
         temperature = 1 - (1 - COLDEST) * len(self.log) / max(1, self.steps)
         rebuilt, errors = [], []
@@ -302,9 +329,3 @@ class _Together:
         near = a @ b.T / self.quantizer.config.alignment_temperature
         own = torch.arange(len(near))
         return (F.cross_entropy(near, own) + F.cross_entropy(near.T, own)) / 2
-
-    def history(self, steps: int) -> Tensor:
-        """float32 [epochs, losses], the means over the steps of each epoch."""
-        if not self.log:
-            return torch.zeros(0, len(LOSSES))
-        return torch.stack(self.log).unflatten(0, (-1, steps)).mean(1)

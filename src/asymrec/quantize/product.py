@@ -41,6 +41,8 @@ class ProductQuantizer(Quantizer):
     Raises ConfigError: unknown setting, impossible value; QuantizerError, on fit: components above the width, or no multiple of m.
     """
 
+    remedy = "raise opq_codes or opq_codewords"
+
     def __init__(self, *, seed: int = 0, **settings: Any):
         self.config = Recipe.of({"opq": settings}).opq
         self.seed = seed

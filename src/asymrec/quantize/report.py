@@ -19,7 +19,8 @@ def report(quantizer: Quantizer, vectors: np.ndarray, codes: np.ndarray | None =
     - r2: of the decoded vectors; neighbour_recall: share of an item's 10 nearest (cosine) that are among the 10 nearest of its
       decoded vector, over at most `queries` items drawn by a fixed seed
     - perplexity, dead_codes [facets][levels]: exp of the entropy of usage; codewords that no item has
-    - dead_codebooks: codebooks of perplexity below 2; usage_gini: 0 when all codewords are used alike; of both, learned levels only
+    - dead_codebooks: codebooks of perplexity below 2; usage_gini: 0 when all codewords are used alike, the mean over items; of both,
+      learned levels that items have
     - identical_ids, shared_ids (before the repair), repaired_*: share of items whose id another item has; with another vector
     - and what the kind of quantizer adds (`details`)
     """
@@ -31,6 +32,8 @@ def report(quantizer: Quantizer, vectors: np.ndarray, codes: np.ndarray | None =
     details = quantizer.details(vectors, codes)
     fitted = details.get("codewords_fitted")
     learned = np.arange(len(usage)) % shape[1] < details.get("learned_levels", shape[1])
+    items = np.array([counts.sum() for counts in usage])  # where codes are shared between branches, a codebook may have few, or none
+    used = learned & (items > 0)
     facts = {
         "items": len(vectors),
         "width": vectors.shape[1],
@@ -41,8 +44,8 @@ def report(quantizer: Quantizer, vectors: np.ndarray, codes: np.ndarray | None =
         "neighbour_recall": neighbour_recall(kept, decoded, queries=queries),
         "perplexity": perplexity.reshape(shape).round(3).tolist(),
         "dead_codes": np.array([(c[:fitted] == 0).sum() for c in usage]).reshape(shape).tolist(),
-        "dead_codebooks": int((perplexity[learned] < 2).sum()),
-        "usage_gini": float(np.mean([_gini(counts[:fitted]) for counts, known in zip(usage, learned) if known])),
+        "dead_codebooks": int((perplexity < np.minimum(items, 2))[used].sum()),
+        "usage_gini": float(np.average([_gini(counts[:fitted]) for counts, known in zip(usage, used) if known], weights=items[used])),
     }
     facts["identical_ids"], facts["shared_ids"] = _identical_shares(raw, vectors)
     facts["repaired_identical_ids"], facts["repaired_shared_ids"] = _identical_shares(codes, vectors)

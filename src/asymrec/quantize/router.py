@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from asymrec.config import FlexCodeConfig
 from asymrec.quantize.autoencoder import Layers, mlp, new_layers
 
 FEATURES = 4  # of popularity
 HIDDEN = 16
 COLDEST = 0.1  # while it learns, the temperature of what is kept falls from 1 to this
 STRATA, FLOOR = 10, 0.3  # of popularity; nats of entropy, the share of the smaller branch is then at least 9 %
-FIXED = {"fixed": 0.5, "semantic": 0.0, "collaborative": 1.0}  # shares of the other allocations
 
 SHAPES = {
     **{"router.mean": (FEATURES,), "router.scale": (FEATURES,), "router.0.weight": (HIDDEN, FEATURES)},
@@ -77,16 +77,16 @@ class Steadiness:
         return (alpha.mean() - 0.5).square() + F.relu(FLOOR - entropy).mean(), by_popularity.diff().square().mean()
 
 
-def allocated(allocation: str, features: Tensor, known: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-    """float32 [n]: the share that an allocation gives the collaborative branch; 0 where the item has no collaborative vector.
+def allocated(config: FlexCodeConfig, features: Tensor, known: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+    """float32 [n]: the share that the allocation gives the collaborative branch; 0 where the item has no collaborative vector.
 
     features [n, 4]; known bool [n]; tensors: those of a router, where the allocation asks it.
     """
-    if allocation == "router":
+    if config.allocation == "router":
         with torch.no_grad():
             share = Router.of(tensors).share(features)
     else:
-        share = torch.full((len(features),), FIXED[allocation])
+        share = torch.full((len(features),), {"fixed": config.fixed_share, "semantic": 0.0, "collaborative": 1.0}[config.allocation])
     return torch.where(known, share, 0.0)
 
 

@@ -47,6 +47,8 @@ class RQVAE(Quantizer):
     Raises ConfigError: unknown setting, impossible value; QuantizerError: on fit, the training diverges.
     """
 
+    remedy = "raise rqvae_levels or rqvae_codewords"
+
     def __init__(self, *, seed: int = 0, **settings: Any):
         self.config = Recipe.of({"rqvae": settings}).rqvae
         self.seed = seed
@@ -69,13 +71,14 @@ class RQVAE(Quantizer):
         """The codes of a whole catalogue, int32 [n, L + 1]: as `encode`, and the last column is the item's number, from 0 and in the
         order of rows, among those with the same L codes.
 
-        Raises as `encode`; QuantizerError: more items share their L codes than the collision code counts.
+        Where more items share their L codes than it counts, the others get the codes next to theirs. Raises as `encode`; QuantizerError:
+        there are fewer ids than items.
         """
         vectors = matrix(vectors, self._fitted_width())
         codes = self._encode(vectors) if codes is None else codes.copy()
         if not self.distinct:
             return codes
-        return make_distinct(numbered(codes, self.codebook_sizes[-1]), vectors, self._alternatives)
+        return make_distinct(numbered(codes, self.codebook_sizes[-1]), vectors, self._alternatives, self.remedy)
 
     def latents(self, vectors: Any) -> np.ndarray:
         """[n, d] -> what the encoder makes of it, before quantization, float32 [n, latent]. Raises as `encode`."""

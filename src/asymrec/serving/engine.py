@@ -131,13 +131,12 @@ class Engine(Worker):
             if not part:
                 continue
             histories = Sequences.of([rows for _, _, rows, _ in part], [times for *_, times in part] if timed else None)
-            scores = np.array(snapshot.model.scores(histories), np.float32)
             lists = []
-            for (at, ask, rows, _), line in zip(part, scores):
-                try:
-                    lists.append(_List(at, ask, rows, *_retrieved(snapshot, ask, rows, line)))
-                except AsymrecError as error:
-                    answers[at] = error
+            for (at, ask, rows, _), found in zip(part, _retrieved(snapshot, [ask for _, ask, *_ in part], histories)):
+                if isinstance(found, AsymrecError):
+                    answers[at] = found
+                else:
+                    lists.append(_List(at, ask, rows, *found))
             _rank(snapshot, [one for one in lists if _ranked(snapshot, one.ask)])
             for one in lists:
                 answers[one.at] = _answer(snapshot, one)
@@ -224,22 +223,51 @@ def _ranked(snapshot: Snapshot, ask: Ask) -> bool:
     return snapshot.run.pipeline is not None and ask.rank is not False
 
 
-def _retrieved(snapshot: Snapshot, ask: Ask, rows: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The best allowed items and their scores: as many as are asked for, or as are to be ranked."""
+def _retrieved(snapshot: Snapshot, asks: list[Ask], histories: Sequences) -> list[tuple[np.ndarray, np.ndarray] | AsymrecError]:
+    """For each ask the best allowed items and their scores, as many as are asked for or are to be ranked; or what is wrong with it."""
+    found: list[Any] = [None] * len(asks)
+    allowed: dict[int, np.ndarray] = {}
+    for at, ask in enumerate(asks):
+        try:
+            allowed[at] = _allowed(snapshot, ask)
+        except AsymrecError as error:
+            found[at] = error
+    model = snapshot.model
+    if model.complete and allowed:
+        for at, scores in zip(allowed, np.asarray(model.scores(histories.take(np.array(list(allowed)))), np.float32)):
+            scores = np.where(allowed[at], scores, -np.inf)
+            if asks[at].exclude_seen:
+                scores[histories[at]] = -np.inf
+            found[at] = top_k(scores[None], min(_wanted(snapshot, asks[at]), snapshot.n))
+    else:  # a search of each ask's own items, of all asks together that want the same
+        alike: dict[tuple[int, bool, bytes], list[int]] = {}
+        for at, own in allowed.items():
+            alike.setdefault((_wanted(snapshot, asks[at]), asks[at].exclude_seen, np.packbits(own).tobytes()), []).append(at)
+        for (wanted, exclude_seen, _), group in alike.items():
+            own = allowed[group[0]]
+            best, values = model.best(histories.take(np.array(group)), min(wanted, snapshot.n), None if own.all() else ~own, exclude_seen)
+            for line, at in enumerate(group):
+                found[at] = best[line : line + 1], values[line : line + 1]
+    return [one if isinstance(one, AsymrecError) else (one[0][one[0] >= 0], one[1][one[0] >= 0]) for one in found]
+
+
+def _wanted(snapshot: Snapshot, ask: Ask) -> int:
+    return max(ask.k, snapshot.run.pipeline.candidates) if _ranked(snapshot, ask) else ask.k
+
+
+def _allowed(snapshot: Snapshot, ask: Ask) -> np.ndarray:
+    """bool [n]: what an ask may be given, but for its history. Raises AsymrecError: what is asked cannot be."""
     if ask.rank and snapshot.run.pipeline is None:
         raise RunError("there is no ranker: what is served is a run, not a pipeline")
-    scores = np.where(snapshot.mask(ask.where), scores, -np.inf)
+    allowed = snapshot.mask(ask.where)
     if ask.only is not None:
-        allowed = np.zeros(snapshot.n, bool)
-        allowed[[snapshot.row(item) for item in ask.only]] = True
-        scores[~allowed] = -np.inf
+        only = np.zeros(snapshot.n, bool)
+        only[[snapshot.row(item) for item in ask.only]] = True
+        allowed = allowed & only
     if ask.deny:
-        scores[[snapshot.row(item) for item in ask.deny]] = -np.inf
-    if ask.exclude_seen:
-        scores[rows] = -np.inf
-    wanted = max(ask.k, snapshot.run.pipeline.candidates) if _ranked(snapshot, ask) else ask.k
-    (best,), (values,) = top_k(scores[None], min(wanted, snapshot.n))
-    return best[best >= 0], values[best >= 0]
+        allowed = allowed.copy()
+        allowed[[snapshot.row(item) for item in ask.deny]] = False
+    return allowed
 
 
 def _rank(snapshot: Snapshot, lists: list[_List]) -> None:

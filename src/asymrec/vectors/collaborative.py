@@ -18,6 +18,8 @@ from asymrec.data.pairs import followers
 
 WINDOW, GAP = 10, 0.8
 POWER = 0.75
+DENSE = 64  # items up to which the matrix is decomposed whole: a truncated decomposition wants more of them than directions
+NOTHING = 1e-6  # share of the largest singular value below which one is rounding
 
 
 def collaborative_vectors(train: Sequences, n_items: int, width: int) -> np.ndarray:
@@ -38,10 +40,22 @@ def collaborative_vectors(train: Sequences, n_items: int, width: int) -> np.ndar
     columns = np.asarray(table.sum(0)).ravel() ** POWER
     information = np.log(table.data * columns.sum() / (lines[table.row] * columns[table.col]))
     matrix = sparse.csr_matrix((np.maximum(information, 0), (table.row, table.col)), shape=table.shape)
-    kept = min(half, n_items - 2)
-    left, values, right = svds(matrix, k=kept, v0=np.ones(n_items))
+    matrix.eliminate_zeros()
+    if not matrix.nnz:  # no pair is more frequent than chance
+        return vectors
+    if n_items <= max(half + 2, DENSE):
+        left, values, right = np.linalg.svd(matrix.toarray())
+        left, right = left[:, :half], right[:half]
+        values = values[:half]
+    else:
+        left, values, right = svds(matrix, k=half, v0=np.ones(n_items))
     order = np.argsort(-values)
+    order = order[values[order] > NOTHING * values.max()]
     left, values, right = left[:, order], values[order], right[order].T
+    # rows without a pair are zero but for rounding
+    left = np.where(np.diff(matrix.indptr)[:, None] > 0, left, 0)
+    right = np.where(np.bincount(matrix.indices, minlength=n_items)[:, None] > 0, right, 0)
+    kept = len(values)
     flip = np.sign(left[np.abs(left).argmax(0), np.arange(kept)])  # the sign of a pair of singular vectors is free
     vectors[:, :kept] = left * (flip * np.sqrt(values))
     vectors[:, half : half + kept] = right * (flip * np.sqrt(values))

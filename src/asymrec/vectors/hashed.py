@@ -16,6 +16,8 @@ import zlib
 import numpy as np
 from scipy import sparse
 
+from asymrec.errors import VectorError
+
 WIDTH = 256
 FEATURES = 1 << 16
 FITTED = 20_000
@@ -23,7 +25,7 @@ OVERSAMPLED, POWERS = 32, 2
 
 
 def encode(texts: list[str]) -> np.ndarray:
-    """float32 [n, min(256, n)], each of length 1 (0 where a text holds no word)."""
+    """float32 [n, min(256, n)], each of length 1 (0 where a text holds no word). Raises VectorError: none holds one."""
     return _embed(*_features(texts))
 
 
@@ -36,6 +38,8 @@ def encode_tokens(tokens: list[list[str]]) -> np.ndarray:
 
 def _embed(offsets: np.ndarray, columns: np.ndarray, counts: np.ndarray) -> np.ndarray:
     n = len(offsets) - 1
+    if not len(columns):
+        raise VectorError("no text holds a word that a vector could be made of")
     rows = np.repeat(np.arange(n), np.diff(offsets))
     idf = np.log((1 + n) / (1 + np.bincount(columns, minlength=FEATURES))) + 1
     weights = (1 + np.log(counts)) * idf[columns]
