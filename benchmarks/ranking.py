@@ -5,6 +5,7 @@
     python benchmarks/ranking.py DATA --seeds 0,1,2 --work FOLDER --out FILE   # what is finished in FOLDER is not fitted again
     python benchmarks/ranking.py DATA --protocol frappe --out FILE        # 7:2:1 of rows, two even negatives, no history: as NFM
     python benchmarks/ranking.py DATA --spectra PICTURE.svg --models transformer,tokenformer,nlir,bfts --out FILE
+    python benchmarks/ranking.py FILE --spectra PICTURE.svg               # the same picture from its log
     python benchmarks/ranking.py --speed --out FILE                       # step time of 2F2S and 4F, 500 candidates for one user
 
     python benchmarks/ranking.py DATA --match --tune learning_rate=0.001,0.002 --tune dropout=0.1,0.3 --seeds 0,1,2 --out FILE
@@ -37,7 +38,7 @@ from asymrec.machine import facts
 from asymrec.ranking import RANKERS, ExamplesConfig, Impressions, Schema, Tables, make
 from asymrec.ranking.asked import tables_with_codes, with_code_field
 from asymrec.ranking.metrics import compare, measure
-from asymrec.ranking.spectra import spectra
+from asymrec.ranking.spectra import KINDS, spectra
 
 MODELS = "transformer,tokenformer,nlir,bfts,sliding,hstu,onetrans,linear,deepfm,dcnv2,din"  # what others are compared with first
 PROTOCOLS: dict[str, dict[str, Any]] = {
@@ -153,47 +154,46 @@ def shown(log: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def draw_spectra(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Effective rank by layer and kind of token, and singular values of the behaviours, as a picture and as numbers."""
+def measured_spectra(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Effective rank and singular values by layer and kind of token, of each model."""
+    tables = Tables.read(arguments.data)
+    schema = Schema.infer(tables)
+    parts = make(tables, schema, ExamplesConfig())
+    some = parts.validation.take(np.arange(0, len(parts.validation), max(1, len(parts.validation) // 4000)))
+    rows, seed = {}, int(arguments.seeds.split(",")[0])
+    for name in arguments.models.split(","):
+        ranker = RANKERS[name](schema, seed=seed, **parse_settings(arguments.set)).fit(parts.train, parts.validation)
+        rows[name] = [
+            {"layer": one.layer, "kind": one.kind, "tokens": one.tokens, "effective_rank": one.effective_rank,
+             "singular_values": [round(float(value), 6) for value in one.singular_values]}
+            for one in spectra(ranker, some)
+        ]  # fmt: skip
+        print(name, [(row["layer"], row["kind"], row["tokens"], round(row["effective_rank"], 2)) for row in rows[name]], flush=True)
+    return {"data": Path(arguments.data).name, "impressions": len(some), "rows": rows}
+
+
+def draw_spectra(log: dict[str, Any], path: Path) -> None:
+    """Above, effective rank by layer, a panel for each kind of token; below, how a kind's singular values fall, the darker the later."""
     import matplotlib
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "ranking"
     from matplotlib import pyplot
 
-    tables = Tables.read(arguments.data)
-    schema = Schema.infer(tables)
-    parts = make(tables, schema, ExamplesConfig())
-    some = parts.validation.take(np.arange(0, len(parts.validation), max(1, len(parts.validation) // 4000)))
-    figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
-    found = {}
-    for name in arguments.models.split(","):
-        ranker = RANKERS[name](schema, seed=int(arguments.seeds.split(",")[0]), **parse_settings(arguments.set)).fit(
-            parts.train, parts.validation
-        )
-        found[name] = spectra(ranker, some)
-        for kind, axis in zip(("behaviours", "targets"), axes):
-            own = [(one.layer, one.effective_rank) for one in found[name] if one.kind == kind]
-            axis.plot(*zip(*own), marker="o", label=name)
-            axis.set(xlabel="layer (0: what enters the first)", title=f"effective rank, {kind}")
-        last = max((one for one in found[name] if one.kind == "behaviours"), key=lambda one: one.layer)
-        axes[2].semilogy(
-            np.arange(1, len(last.singular_values) + 1), np.maximum(last.singular_values, 1e-6), label=f"{name}, layer {last.layer}"
-        )
-        print(name, [(one.layer, one.kind, one.tokens, round(one.effective_rank, 2)) for one in found[name]], flush=True)
-    axes[2].set(xlabel="number", title="singular values, behaviours' last layer")
-    axes[0].legend(fontsize=7)
-    axes[2].legend(fontsize=7)
-    figure.savefig(arguments.spectra, metadata={"Date": None})
-    rows = {
-        name: [
-            {"layer": one.layer, "kind": one.kind, "tokens": one.tokens, "effective_rank": one.effective_rank,
-             "singular_values": [round(float(value), 6) for value in one.singular_values]}
-            for one in own
-        ]
-        for name, own in found.items()
-    }  # fmt: skip
-    return {"data": Path(arguments.data).name, "impressions": len(some), "rows": rows}
+    figure, axes = pyplot.subplots(2, len(KINDS), figsize=(11, 6.4), layout="constrained")
+    last = max(row["layer"] for rows in log["rows"].values() for row in rows)
+    for number, (name, rows) in enumerate(log["rows"].items()):
+        for kind, above, below in zip(KINDS, *axes):
+            own = sorted((row for row in rows if row["kind"] == kind), key=lambda row: row["layer"])
+            above.plot([row["layer"] for row in own], [row["effective_rank"] for row in own], marker="o", color=f"C{number}", label=name)
+            for row in own:
+                values = np.maximum(row["singular_values"], 1e-3)
+                below.semilogy(np.arange(1, len(values) + 1), values, color=f"C{number}", alpha=0.2 + 0.8 * row["layer"] / last, lw=1)
+    for kind, above, below in zip(KINDS, *axes):
+        above.set(xlabel="layer (0: what enters the first)", title=f"effective rank, {kind}", xlim=(-0.3, last + 0.3))
+        below.set(xlabel="number", title=f"singular values, {kind}")
+    axes[0][0].legend(fontsize=7)
+    figure.savefig(path, metadata={"Date": None})
 
 
 def made(users: int, length: int, items: int = 2000) -> tuple[Tables, Schema]:
@@ -283,7 +283,12 @@ def main() -> None:
     if arguments.show:
         print(shown(json.loads(arguments.show.read_text(encoding="utf-8"))))
         return
-    found = speed() if arguments.speed else draw_spectra(arguments) if arguments.spectra else table(arguments)
+    if arguments.spectra and arguments.data.is_file():
+        draw_spectra(json.loads(arguments.data.read_text(encoding="utf-8")), arguments.spectra)
+        return
+    found = speed() if arguments.speed else measured_spectra(arguments) if arguments.spectra else table(arguments)
+    if arguments.spectra:
+        draw_spectra(found, arguments.spectra)
     found = found | {"settings": arguments.set, "machine": facts()}
     if not arguments.spectra:
         print(json.dumps(found if arguments.speed else found["rows"], indent=1))

@@ -139,7 +139,7 @@ def test_weights_are_told_before_a_fit(tables, schema):
 
 def test_negatives_are_not_of_the_past(tables, schema):
     bare = schema.model_copy(update={"labels": ()})
-    parts = make(tables, bare, ExamplesConfig(negatives=3))
+    parts = make(tables, bare, ExamplesConfig(negatives=3, avoid="past"))
     items = tables.dataset.sequences.items
     assert parts.test.labels.mean() == pytest.approx(0.25, abs=0.02)
     for label, item, begin, end in zip(parts.test.labels[:, 0], parts.test.items, parts.test.begins, parts.test.ends):

@@ -80,7 +80,6 @@ def score(
     """The probability that a user takes each of some items, best first."""
     import numpy as np
 
-    from asymrec.config import parse_settings
     from asymrec.ranking.folders import load_ranker, score_items
 
     ranker, tables, _ = load_ranker(folder)
@@ -89,7 +88,7 @@ def score(
     rows = np.arange(dataset.n_items) if items is None else dataset.item_rows(own_ids(dataset, "item", listed_ids(items)))
     if not len(rows):
         raise ConfigError("there is no item to score")
-    found = score_items(ranker, tables, int(row), rows, parse_settings(context or []))
+    found = score_items(ranker, tables, int(row), rows, dict(_pair(given) for given in context or []))
     best = np.argsort(-found, kind="stable")[:k]
     titles = dataset.titles()
     shown: list[dict[str, Any]] = [
@@ -103,6 +102,14 @@ def score(
     )
 
 
-def _print(found: dict[str, float]) -> None:
+def _pair(given: str) -> tuple[str, str]:
+    name, equals, value = given.partition("=")
+    if not equals:
+        raise ConfigError(f"--context wants FIELD=VALUE, not '{given}'")
+    return name.strip(), value
+
+
+def _print(found: dict[str, float | None]) -> None:
     for name, value in found.items():
-        print(f"{name:<18} {value:.4f}" if isinstance(value, float) else f"{name:<18} {value:,}", file=sys.stdout)
+        shown = "not defined" if value is None else f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+        print(f"{name:<18} {shown}", file=sys.stdout)

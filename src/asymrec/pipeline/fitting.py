@@ -21,7 +21,7 @@ from asymrec.models import Recommender
 from asymrec.pipeline.pipeline import CHECKPOINT, FILES, FORMAT, Pipeline, read_pipeline
 from asymrec.pipeline.stages import evaluated, measured
 from asymrec.ranking import Ranker, Schema, Tables
-from asymrec.ranking.asked import Asked, actions_of, schema_of, training_impressions, with_nobody
+from asymrec.ranking.asked import Asked, actions_of, schema_of, training_impressions, with_codes, with_nobody
 from asymrec.ranking.ranker import find_ranker
 from asymrec.results import split_of
 from asymrec.runs import find_model, fit_run, locked
@@ -46,6 +46,7 @@ def fit_pipeline(
     settings: dict[str, Any] | None = None,
     candidates: int | None = None,
     codes: bool | None = None,
+    schema: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     listener: Listener = QUIET,
@@ -56,7 +57,8 @@ def fit_pipeline(
         data: folder with interactions.*, items.* and, where there is one, users.*; with `resume` not needed.
         recipe, model: of retrieval, as `fit_run` takes them. ranker: a name in `RANKERS`, by default tokenformer. settings: of the ranker.
         candidates: items that are retrieved to be ranked, by default 100. codes: the ranker reads the codes that retrieval gives items;
-            by default not. With `resume` what is given must be what was begun with.
+            by default not. schema: YAML file of what the ranker reads, without context and labels; by default inferred. With `resume`
+            what is given must be what was begun with, and a schema is not.
         resume: go on with the interrupted fit in `folder`; where nothing was begun, begin. overwrite: replace what is there, at the end.
     Returns the facts of `pipeline.json`.
     Raises RunError: the folder is in the way or damaged. ConfigError, DataError: nothing of what was there is lost.
@@ -79,15 +81,18 @@ def fit_pipeline(
     if folder.exists() and (strange := sorted({path.name for path in folder.iterdir()} - PARTS)):
         raise RunError(f"{folder} holds {strange[0]}, which is no part of a pipeline: move it first")
     if resume and begun:
+        if schema is not None:
+            raise ConfigError("the interrupted fit has its schema: leave it out to resume")
         given = recipe.model_dump(mode="json", exclude_unset=True) if recipe else {}
         asked = {"model": model, "ranker": ranker, "candidates": candidates, "codes": codes}
+        asked["data"] = None if data is None else str(Path(data).resolve())
         _same(work, asked | {"settings": settings or None, "recipe": given or None})
     else:
         if data is None:
             raise RunError("DATA is missing: the folder to fit on")
         with locked(folder):
             count = CANDIDATES if candidates is None else candidates
-            _begin(data, work, recipe or Recipe(), model, ranker or RANKER, settings or {}, count, bool(codes))
+            _begin(data, work, recipe or Recipe(), model, ranker or RANKER, settings or {}, count, bool(codes), schema)
     with locked(folder):
         return _finish(folder, work, listener)
 
@@ -111,7 +116,15 @@ def _about(work: Path) -> dict[str, Any]:
 
 
 def _begin(
-    data: str | Path, work: Path, recipe: Recipe, model: str | None, ranker: str, settings: dict, candidates: int, codes: bool
+    data: str | Path,
+    work: Path,
+    recipe: Recipe,
+    model: str | None,
+    ranker: str,
+    settings: dict,
+    candidates: int,
+    codes: bool,
+    asked: str | Path | None,
 ) -> None:
     """Check what can be checked before hours of work, and keep what a fit needs to go on."""
     kind = find_ranker(ranker)
@@ -124,8 +137,10 @@ def _begin(
     if not find_model(model or "asymrec")(recipe).has_codes() and codes:
         raise ConfigError(f"codes: model '{model}' gives items none; asymrec, asymrec+collaborative, rpg, tiger and flexcode do")
     tables = Tables.beside(Dataset.read(data, config=recipe.data), data)
-    schema = schema_of(tables, codes)
-    kind(schema, **settings)
+    schema = schema_of(tables, codes, None if asked is None else Schema.read(asked))
+    if codes:  # any will do to see whether all goes together
+        tables = Tables(tables.dataset.over(with_codes(tables.dataset.items, np.zeros((tables.dataset.n_items, 1)))), tables.users)
+    kind(schema, **settings).check(tables)
     about = {"format": FORMAT, "data": str(Path(data).resolve()), "model": model, "ranker": ranker, "settings": settings}
     about |= {"candidates": candidates, "codes": codes, "recipe": recipe.model_dump(mode="json", exclude_unset=True)}
     with atomic(work) as temporary:

@@ -5,7 +5,7 @@ one of a user's latest training interactions; beside it stand negatives, half dr
 after the same history. Retrieval has learned these very interactions, so its score of a positive is far better here than it will be of
 an item to come: the ranker does not see retrieval's scores, and how much either counts is chosen on the validation part (pipeline/).
 
-A user field is nothing for whom nothing is known of; one training stream of ten is given so, so that the ranker learns to do without.
+A user field is nothing for whom nothing is known of; one training positive of ten is given so, so that the ranker learns to do without.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ POSITIVES, MOST = 32, 100_000  # of a user, the latest; together
 NEGATIVES = 8  # beside each positive
 POWER = 0.75  # of an item's count, its chance to be drawn
 CODES = "codes_of_retrieval"  # column and field of an item's codes
-UNKNOWN = 0.1  # share of the training streams whose user is not told
+UNKNOWN = 0.1  # share of the positives whose user is not told
 
 
 class Asked(Tables):
@@ -54,7 +54,8 @@ class Asked(Tables):
 
 def with_nobody(users: pa.Table) -> pa.Table:
     """The users' table and a line of nulls."""
-    return pa.concat_tables([users, pa.table({name: pa.nulls(1, users[name].type) for name in users.column_names})])
+    known = users.cast(pa.schema([field.with_nullable(True) for field in users.schema]))
+    return pa.concat_tables([known, pa.table({name: pa.nulls(1, users[name].type) for name in users.column_names})])
 
 
 def actions_of(
@@ -109,12 +110,15 @@ def tables_with_codes(tables: Tables, run: str | Path) -> tuple[Tables, int]:
     return Tables(dataset.over(found), tables.users), int((rows >= 0).sum())
 
 
-def schema_of(tables: Tables, codes: bool = False) -> Schema:
+def schema_of(tables: Tables, codes: bool = False, asked: Schema | None = None) -> Schema:
     """What a ranker behind retrieval reads: users, items and behaviours. What an interaction says besides is not known beforehand.
 
-    codes: the items' codes as well, see `with_codes`, which must have a place (DataError).
+    codes: the items' codes as well, see `with_codes`, which must have a place (DataError). asked: instead of what the tables suggest.
+    Raises ConfigError: it has a context, or labels: here an item that was taken is a positive, one that was retrieved a negative.
     """
-    found = Schema.infer(tables).model_copy(update={"context": (), "labels": ()})
+    if asked is not None and (asked.context or asked.labels):
+        raise ConfigError("schema: a ranker behind retrieval has neither context nor labels; `asymrec rank fit` does")
+    found = Schema.infer(tables).model_copy(update={"context": (), "labels": ()}) if asked is None else asked
     if not codes:
         return found
     _has_place(tables.dataset.items)
@@ -158,11 +162,17 @@ def training_impressions(
     negatives = np.concatenate([popular, hard], 1)
     wrong = (negatives == train.items[positives][:, None]) | (negatives < 0)
 
-    who = np.where(random.random(len(train)) < UNKNOWN, users.num_rows - 1, train_users)
-    asked = Asked(items, users, train, who, actions_of(dataset, schema, train, train_users))
-    rows = np.repeat(positives, NEGATIVES + 1).reshape(-1, NEGATIVES + 1)
+    # the sequences twice: of their users, and of nobody
+    twice = Sequences(np.r_[train.offsets, len(train.items) + train.offsets[1:]], np.r_[train.items, train.items])
+    actions = actions_of(dataset, schema, train, train_users)
+    both = {name: pa.chunked_array([column, column]).combine_chunks() for name, column in actions.items()}
+    asked = Asked(items, users, twice, np.r_[train_users, np.full(len(train), users.num_rows - 1)], both)
+    latest = np.r_[np.diff(owners[positives]) != 0, True]  # is told, so that every user is learned
+    nobody = (random.random(len(positives)) < UNKNOWN) & ~latest
+    places, streams = positives + nobody * len(train.items), owners[positives] + nobody * len(train)
     shown = np.concatenate([train.items[positives][:, None], negatives], 1)
     labels = np.zeros(shown.shape, np.float32)
     labels[:, 0] = 1
     keep = np.concatenate([np.ones((len(positives), 1), bool), ~wrong], 1)
-    return asked.impressions(owners[rows[keep]], shown[keep], labels[keep], rows[keep])
+    every = np.arange(len(positives)).repeat(NEGATIVES + 1).reshape(shown.shape)[keep]
+    return asked.impressions(streams[every], shown[keep], labels[keep], places[every])

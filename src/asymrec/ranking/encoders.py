@@ -1,7 +1,8 @@
 """Columns as whole numbers: vocabularies and quantiles from the training part, with a place for what it did not hold.
 
-Number 0 is nothing (null, an empty place, a code that training did not hold), 1 is rare or unseen, known values follow. A periodic
-number is kept as a number, in units of its spread in training, and beside it whether it is there.
+Number 0 is nothing (null, an empty place, a code beyond those of the table that was fitted), 1 is rare or unseen, known values follow.
+A periodic number is kept as a number, in units of its spread in training, and beside it whether it is there. Vectors are in units of
+their mean length in training.
 """
 
 from __future__ import annotations
@@ -44,17 +45,19 @@ class Encoder:
         Raises DataError: a column that is not of the field's kind.
         """
         if field.kind == "numeric":
-            seen = _numbers(field, column)[counts > 0]
+            seen = as_numbers(field, column)[counts > 0]
             quantiles = np.nanquantile(seen, np.arange(1, field.bins) / field.bins) if np.isfinite(seen).any() else []
             return cls(field, edges=np.unique(quantiles).tolist())
         if field.kind == "periodic":
-            numbers = _numbers(field, column)
+            numbers = as_numbers(field, column)
             seen = np.repeat(numbers, counts)
             seen = seen[np.isfinite(seen)]
             spread = float(seen.std()) if len(seen) else 0.0
             return cls(field, edges=[float(seen.mean()) if len(seen) else 0.0, spread or 1.0])
         if field.kind in ("vector", "text"):
-            return cls(field, sizes=[_vectors(field, column).shape[1]])
+            vectors = _vectors(field, column)
+            lengths = np.linalg.norm(vectors[counts > 0], axis=1)
+            return cls(field, edges=[float(lengths.mean()) if lengths.any() else 1.0], sizes=[vectors.shape[1]])
         if field.kind == "code":
             return cls(field, sizes=(_codes(field, column).max(0) + 1).tolist())
         words, owners = _words(field, column)
@@ -70,16 +73,16 @@ class Encoder:
         float32 [rows, 2] of periodic: the number, and 1 where it is there."""
         field = self.field
         if field.kind == "periodic":
-            numbers = (_numbers(field, column) - self.edges[0]) / self.edges[1]
+            numbers = (as_numbers(field, column) - self.edges[0]) / self.edges[1]
             return np.stack([np.nan_to_num(numbers), np.isfinite(numbers)], 1).astype(np.float32)
         if field.kind == "numeric":
-            numbers = _numbers(field, column)
+            numbers = as_numbers(field, column)
             return np.where(np.isnan(numbers), NOTHING, 1 + np.searchsorted(self.edges, numbers, side="right"))
         if field.kind in ("vector", "text"):
             found = _vectors(field, column)
             if found.shape[1] != self.size:
                 raise DataError(f"field '{field.name}': vectors of width {found.shape[1]}, training had {self.size}")
-            return found
+            return found / np.float32(self.edges[0])
         if field.kind == "code":
             return self._code_numbers(_codes(field, column))
         words, owners = _words(field, column)
@@ -122,25 +125,26 @@ def _words(field: Field, column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]
         raise DataError(f"field '{field.name}': {array.type} cannot be categories") from None
 
 
-def _numbers(field: Field, column: pa.ChunkedArray) -> np.ndarray:
+def as_numbers(field: Field, column: pa.ChunkedArray) -> np.ndarray:
     """float64 [rows], NaN for null."""
-    try:
-        numbers = _plain(column).cast(pa.float64()).to_numpy(zero_copy_only=False)
+    try:  # whole numbers of more digits than a float64 has are rounded
+        numbers = _plain(column).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     except (pa.ArrowException, NotImplementedError):
         raise DataError(f"field '{field.name}': {column.type} is no number") from None
     return np.where(np.isfinite(numbers), numbers, np.nan)
 
 
 def _vectors(field: Field, column: pa.ChunkedArray) -> np.ndarray:
-    """float32 [rows, width], of mean length 1; a null is 0."""
+    """float32 [rows, width]; a null is 0."""
     array = _plain(column)
     if field.kind == "text":
         from asymrec.vectors.text import text_vectors
 
-        found = text_vectors([text or "" for text in array.cast(pa.string()).to_pylist()], field.encoder, progress=False)
-    else:
-        found = _matrix(field, array, 0.0).astype(np.float32)
-    return found / max(float(np.linalg.norm(found, axis=1).mean()), 1e-12)
+        return text_vectors([text or "" for text in array.cast(pa.string()).to_pylist()], field.encoder, progress=False)
+    found = _matrix(field, array, 0.0).astype(np.float32)
+    if (bad := ~np.isfinite(found).all(1)).any():
+        raise DataError(f"field '{field.name}': row {bad.argmax()} holds a number that is not finite")
+    return found
 
 
 def _codes(field: Field, column: pa.ChunkedArray) -> np.ndarray:

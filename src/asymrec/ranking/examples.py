@@ -4,8 +4,10 @@ Where the interactions have a label column, each is an impression. Where they ha
 drawn beside it, by the power of their counts in training (0: evenly), or a list of candidates is given.
 
 A history is strictly of the past: what the user did at earlier times than the impression, not at the same one. Negatives are not
-among it (`avoid=past`), or not among anything the user ever did (`avoid=user`, which knows the future, and is how NFM and AFM made
-their sets of Frappe: arXiv 1708.05027, 1708.04617).
+among what the user did at that time (`avoid=step`), nor before it (`avoid=past-and-step`), or not among anything the user ever did
+(`avoid=user`, which knows the future, and is how NFM and AFM made their sets of Frappe: arXiv 1708.05027, 1708.04617). Where users take
+items again, negatives that are never of the past would tell by that alone what a positive is; where they do not, negatives of the past
+would. So by default the data decide: `step` where more than `REPEATED` of the positives are repeats. `past` is not the time itself.
 
 Splits: `user`, the latest share of each user's interactions for the test, the share before for validation; `time`, one point in time
 for all; `random`, rows by chance, for data without time.
@@ -22,8 +24,10 @@ from pydantic import Field as Setting
 
 from asymrec.config import Section
 from asymrec.errors import ConfigError, DataError
-from asymrec.ranking.schema import Schema, Tables
+from asymrec.ranking.encoders import as_numbers
+from asymrec.ranking.schema import Field, Schema, Tables
 
+REPEATED = 0.01  # share of the positives
 REDRAWS = 100  # rounds in which negatives that are not allowed are drawn anew
 
 
@@ -35,7 +39,7 @@ class ExamplesConfig(Section):
     test_share: float = Setting(0.1, gt=0, lt=0.5)
     negatives: int = Setting(4, ge=1, description="without labels: items drawn for each positive")
     power: float = Setting(0.75, ge=0, description="of an item's count in training, its chance to be drawn; 0: all alike")
-    avoid: Literal["past", "user"] = Setting("past", description="which items of the user are not drawn")
+    avoid: Literal["auto", "step", "past", "past-and-step", "user"] = Setting("auto", description="which items of the user are not drawn")
     train_latest: int = Setting(0, ge=0, description="of a user's training interactions the latest so many are asked about; 0: all")
     test_latest: int = Setting(0, ge=0, description="the same of validation and of test")
     seed: int = Setting(0, ge=0)
@@ -71,8 +75,11 @@ class Impressions:
     def of(cls, tables: Tables, users: np.ndarray, candidates: list[np.ndarray], context: pa.Table | None = None) -> Impressions:
         """Candidates (int rows, a list a user) to rank for users after all that the data set holds of them.
 
-        context: one row a user. Raises ConfigError: lists that do not fit the users.
+        context: one row a user. Raises ConfigError: lists that do not fit the users, rows that are not there.
         """
+        for what, rows, n in (("user", [users], tables.dataset.n_users), ("item", candidates, tables.dataset.n_items)):
+            if any(len(part) and not 0 <= np.min(part) <= np.max(part) < n for part in rows):
+                raise ConfigError(f"{what} rows must be 0 to {n - 1}")
         if len(users) != len(candidates) or (context is not None and context.num_rows != len(users)):
             raise ConfigError("candidates and context want one entry a user")
         owners = np.repeat(np.arange(len(users)), [len(part) for part in candidates])
@@ -97,18 +104,20 @@ def make(tables: Tables, schema: Schema, config: ExamplesConfig | None = None) -
     part = _parts(tables, config)
     labels = np.ones((len(owners), max(1, len(schema.labels))), np.float32)
     for task, label in enumerate(schema.labels):
-        column = tables.column("context", label.column).to_numpy().astype(np.float64)
-        labels[:, task] = np.where(np.isnan(column), 0, column >= label.at_least)
+        column = as_numbers(Field(name=label.column, kind="numeric"), tables.column("context", label.column))
+        labels[:, task] = np.where(np.isnan(column), np.nan, column >= label.at_least)
     context = None
     if schema.context:
         context = pa.table({field.name: tables.column("context", field.name) for field in schema.context})
-    users, begins = owners.astype(np.int32), sequences.offsets[:-1][owners]
-    every = Impressions(tables, users, sequences.items, begins, _strictly_before(tables), context, labels)
+    users, begins, steps = owners.astype(np.int32), sequences.offsets[:-1][owners], _steps(tables)
+    every = Impressions(tables, users, sequences.items, begins, np.searchsorted(steps, steps), context, labels)
     random = np.random.default_rng(config.seed)
     counts = np.bincount(every.items[part == 0], minlength=tables.dataset.n_items)
     if config.train_latest or config.test_latest:
         asked = np.flatnonzero(_latest(owners, part, config))
         every, part = every.take(asked), part[asked]
+    if not (known := ~np.isnan(every.labels).any(1)).all():  # what came of it is not known: a behaviour, but no impression
+        every, part = every.take(np.flatnonzero(known)), part[known]
     if not schema.labels:
         every, part = _with_negatives(every, part, counts, config, random)
     if config.split_by == "random":
@@ -141,15 +150,12 @@ def _shares(place: np.ndarray, of: np.ndarray | int, config: ExamplesConfig) -> 
     return (validation.astype(np.int8) + test).astype(np.int8)
 
 
-def _strictly_before(tables: Tables) -> np.ndarray:
-    """int64 [interactions]: the end of each one's history, before all that the user did at the same time."""
+def _steps(tables: Tables) -> np.ndarray:
+    """int64 [interactions], ascending: those of one user at one time have the same number. A history ends where its step begins."""
     sequences = tables.dataset.sequences
-    place = np.arange(len(sequences.items))
     if sequences.times is None:
-        return place
-    first = np.ones(len(place), bool)
-    first[1:] = (np.diff(sequences.times) != 0) | (np.diff(sequences.owners) != 0)
-    return np.maximum.accumulate(np.where(first, place, 0))
+        return np.arange(len(sequences.items))
+    return np.cumsum(np.r_[False, (np.diff(sequences.times) != 0) | (np.diff(sequences.owners) != 0)])
 
 
 def _latest(owners: np.ndarray, part: np.ndarray, config: ExamplesConfig) -> np.ndarray:
@@ -171,17 +177,26 @@ def _with_negatives(every: Impressions, part: np.ndarray, counts: np.ndarray, co
     users = every.users[rows].astype(np.int64)
     sequences = every.tables.dataset.sequences
     pairs = sequences.owners * n_items + sequences.items
-    # the first place at which a user did something with an item: in the history where it lies before the history's end
-    known, first = np.unique(pairs, return_index=True)
+    known, first = np.unique(pairs, return_index=True)  # the first place at which a user did something with an item
+    steps = _steps(every.tables)
+    own = steps[every.ends]
+    at_once = np.unique(steps * n_items + sequences.items)
+    again = first[np.searchsorted(known, every.users.astype(np.int64) * n_items + every.items)] < every.ends
+    avoid = config.avoid if config.avoid != "auto" else "step" if again.mean() > REPEATED else "past-and-step"
+    until = every.ends if avoid == "past" else np.searchsorted(steps, own, side="right")
     drawn, open_ = np.empty(len(rows), np.int64), np.arange(len(rows))
     for _ in range(REDRAWS):
         found = np.searchsorted(chances, random.random(len(open_)) * chances[-1], side="right").clip(max=n_items - 1)
         drawn[open_] = found
-        wanted = users[open_] * n_items + found
-        at = np.searchsorted(known, wanted).clip(max=len(known) - 1)
-        done = known[at] == wanted
-        if config.avoid == "past":
-            done &= first[at] < every.ends[rows[open_]]
+        if avoid == "step":
+            wanted = own[rows[open_]] * n_items + found
+            done = at_once[np.searchsorted(at_once, wanted).clip(max=len(at_once) - 1)] == wanted
+        else:
+            wanted = users[open_] * n_items + found
+            at = np.searchsorted(known, wanted).clip(max=len(known) - 1)
+            done = known[at] == wanted
+            if avoid != "user":
+                done &= first[at] < until[rows[open_]]
         open_ = open_[done | (found == every.items[rows[open_]])]
         if not len(open_):
             break

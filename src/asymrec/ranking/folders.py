@@ -10,11 +10,14 @@ The folder takes its place in one step; one that was there before stays until th
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import yaml
 
 from asymrec import machine
 from asymrec.errors import AsymrecError, ConfigError, RunError
@@ -79,7 +82,7 @@ def fit_ranker(
         **{"format": FORMAT, "asymrec": __version__, "ranker": ranker, "data": Path(data).resolve().name},
         **{"examples": config.model_dump(mode="json"), "parameters": sum(each.numel() for each in model.network.parameters())},
         **{"log": model.log, "cpu_seconds": time.process_time() - begun, "environment": machine.facts(model.config.device)},
-        "metrics": measure(parts.test.labels[:, 0], model.predict(parts.test), parts.test.users),
+        "metrics": plain(measure(parts.test.labels[:, 0], model.predict(parts.test), parts.test.users)),
     }
     with atomic(folder) as temporary:
         temporary.mkdir()
@@ -108,16 +111,14 @@ def evaluate_ranker(folder: str | Path) -> dict[str, Any]:
     """The test part's figures again, from the folder alone; raises as `load_ranker`."""
     ranker, tables, facts = load_ranker(folder)
     test = make(tables, ranker.schema, ExamplesConfig(**facts["examples"])).test
-    return measure(test.labels[:, 0], ranker.predict(test), test.users)
+    return plain(measure(test.labels[:, 0], ranker.predict(test), test.users))
 
 
 def score_items(ranker: Ranker, tables: Tables, user: int, items: np.ndarray, context: dict[str, Any] | None = None) -> np.ndarray:
     """float32 [n]: the probability of each item (int rows) for a user (a row), after all that the tables hold of the user.
 
-    context: a value for each context field of the schema. Raises ConfigError: one is missing, or not known.
+    context: a value for each context field of the schema, or its text. Raises ConfigError: one is missing, or not known.
     """
-    import pyarrow as pa
-
     wanted, given = [field.name for field in ranker.schema.context], context or {}
     if missing := [name for name in wanted if name not in given]:
         raise ConfigError(f"this ranker reads {', '.join(wanted)} of the context: {missing[0]} is missing")
@@ -125,9 +126,21 @@ def score_items(ranker: Ranker, tables: Tables, user: int, items: np.ndarray, co
         raise ConfigError(f"this ranker reads no context '{unknown[0]}'" + (f"; it reads {', '.join(wanted)}" if wanted else ""))
     table = None
     if wanted:
-        kinds = {name: tables.column("context", name).type for name in wanted}
-        try:
-            table = pa.table({name: pa.array([given[name]]).cast(kinds[name]) for name in wanted})
-        except pa.ArrowException as error:
-            raise ConfigError(f"context: {error}") from None
+        table = pa.table({name: _one(name, given[name], tables.column("context", name).type) for name in wanted})
     return ranker.predict(Impressions.of(tables, np.array([user]), [np.asarray(items)], table))
+
+
+def _one(name: str, value: Any, kind: pa.DataType) -> pa.Array:
+    """A value, or the text of one, as a column. Raises ConfigError."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    try:
+        if isinstance(value, str) and pa.types.is_nested(kind):
+            value = yaml.safe_load(value)
+        return pa.array([value]).cast(kind) if isinstance(value, str) else pa.array([value], kind)
+    except (pa.ArrowException, TypeError, ValueError, NotImplementedError, yaml.YAMLError):
+        raise ConfigError(f"context: {name}={value!r} is no {kind}") from None
+
+
+def plain(found: dict[str, float]) -> dict[str, float | None]:
+    """Figures for JSON, which knows no NaN: what is not defined is null."""
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in found.items()}

@@ -58,13 +58,17 @@ def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def calibration(labels: np.ndarray, probabilities: np.ndarray, bins: int = BINS) -> dict[str, object]:
-    """ratio: predicted over observed positives. error: mean |predicted - observed| over bins. curve: (predicted, observed) a bin."""
+    """ratio: predicted over observed positives, NaN where there is none. error: mean |predicted - observed| over bins. curve:
+    (predicted, observed) a bin. Equal probabilities fall into one bin."""
     labels, probabilities = _checked(labels, probabilities)
-    parts = [part for part in np.array_split(np.argsort(probabilities, kind="stable"), bins) if len(part)]
+    order = np.argsort(probabilities, kind="stable")
+    wanted = np.arange(1, bins) * len(order) // bins
+    edges = np.unique(np.searchsorted(probabilities[order], probabilities[order][wanted], side="left"))
+    parts = [part for part in np.split(order, edges) if len(part)]
     curve = [(float(probabilities[part].mean()), float(labels[part].mean())) for part in parts]
     error = sum(len(part) * abs(p - o) for part, (p, o) in zip(parts, curve)) / len(labels)
     observed = labels.mean()
-    return {"ratio": float(probabilities.mean() / observed) if observed else float("inf"), "error": float(error), "curve": curve}
+    return {"ratio": float(probabilities.mean() / observed) if observed else float("nan"), "error": float(error), "curve": curve}
 
 
 def measure(labels: np.ndarray, probabilities: np.ndarray, users: np.ndarray) -> dict[str, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +29,7 @@ from asymrec.ranking.batches import Batch, collate, streams
 from asymrec.ranking.encoders import Encoder
 from asymrec.ranking.examples import Impressions
 from asymrec.ranking.metrics import auc, log_loss
-from asymrec.ranking.schema import Field, Schema, checked
+from asymrec.ranking.schema import Field, Schema, Tables, checked
 from asymrec.training.listener import Listener
 from asymrec.training.loop import QUIET, train
 
@@ -51,7 +51,9 @@ class RankerConfig(Section):
     actions: Literal["add", "interleave", "none"] = Setting(
         "add", description="token models: an action is added to its item, a token of its own, or not read"
     )
-    hidden: tuple[int, ...] = Setting((128, 64), description="field models: widths of the deep part")
+    hidden: tuple[Annotated[int, Setting(ge=1)], ...] = Setting(
+        (128, 64), min_length=1, description="field models: widths of the deep part"
+    )
     crosses: int = Setting(2, ge=1, description="dcnv2: cross layers")
     dropout: float = Setting(0.1, ge=0, lt=1)
     learning_rate: float = Setting(1e-3, gt=0)
@@ -83,7 +85,7 @@ class Features(nn.Module):
         """User and context: [B, fields, width]."""
         parts = []
         if "user" in self.embeddings:
-            parts.append(self.embeddings["user"]([column.to(batch.users.device)[batch.users] for column in self.columns["user"]]))
+            parts.append(self.embeddings["user"]([column[batch.users] for column in self.columns["user"]]))
         if self.names:
             parts.append(self.embeddings["context"]([batch.context[name] for name in self.names]))
         return torch.cat(parts, 1) if parts else torch.zeros(len(batch.users), 0, self.width, device=batch.users.device)
@@ -92,7 +94,7 @@ class Features(nn.Module):
         """Each int64 [...] -> [..., fields, width]; every distinct item is embedded once."""
         flat = torch.cat([part.reshape(-1) for part in rows])
         distinct, place = flat.unique(return_inverse=True)
-        found = self.embeddings["item"]([column.to(flat.device)[distinct] for column in self.columns["item"]])
+        found = self.embeddings["item"]([column[distinct] for column in self.columns["item"]])
         parts = found.flatten(1)[place].unflatten(1, found.shape[1:]).split([part.numel() for part in rows])
         return [part.unflatten(0, rows[at].shape) if rows[at].dim() else part for at, part in enumerate(parts)]
 
@@ -150,6 +152,7 @@ class Ranker:
             return np.split(order, np.flatnonzero(np.diff(steps)) + 1)
 
         def loss(chosen: np.ndarray) -> Tensor:
+            self._give(train_part)  # validation may be of other tables
             batch = collate(train_part, found, chosen, history, actions, context[0]).to(device)
             logits = self.network(batch)
             return F.binary_cross_entropy_with_logits(logits[batch.present], batch.labels[batch.present])
@@ -172,11 +175,24 @@ class Ranker:
         other._build(None)
         return sum(each.numel() for each in other.network.parameters())
 
+    def check(self, tables: Tables) -> None:
+        """Whether settings, schema, tables and device go together, before hours of work. Raises ConfigError, DataError.
+
+        A schema without context; what training will not hold is looked at as well.
+        """
+        sequences = tables.dataset.sequences
+        owners, place = sequences.owners.astype(np.int32), np.arange(len(sequences.items))
+        every = Impressions(tables, owners, sequences.items, sequences.offsets[:-1][owners], place, None, np.ones((len(place), 1)))
+        self.weights(every)
+
     def predict(self, impressions: Impressions, all_tasks: bool = False, share: bool = True) -> np.ndarray:
         """float32 [n], the probability of the first task; or [n, tasks].
 
         share: candidates on the same history and context are scored on one pass over it. Equal to the last digits either way.
+        Raises ConfigError: the schema has a context and the impressions have none.
         """
+        if not len(impressions):
+            return np.empty((0, self.tasks) if all_tasks else 0, np.float32)
         contexts, actions = self._contexts(impressions), self._actions(impressions)
         device = choose_device(self.config.device)
         found = streams(impressions, contexts[1], 512 if share and self.shares_history else 1, 0)
@@ -250,7 +266,7 @@ class Ranker:
 
     @staticmethod
     def _column(part: Impressions, owner: str, name: str) -> pa.ChunkedArray:
-        return part.context[name] if owner == "context" and part.context is not None else part.tables.column(owner, name)
+        return part.context[name] if owner == "context" else part.tables.column(owner, name)
 
     def _build(self, part: Impressions | None) -> None:
         features = Features(self.encoders, {}, self.action.size if self.action else 0, self.config.embedding)
@@ -265,14 +281,17 @@ class Ranker:
         for owner, table in (("user", part.tables.users), ("item", part.tables.dataset.items)):
             if self._encoded.get(owner) is not table:
                 found = (encoder.encode(self._column(part, owner, encoder.field.name)) for encoder in self.encoders[owner])
-                self.features.columns[owner] = [torch.from_numpy(column.copy()) for column in found]
+                device = choose_device(self.config.device)
+                self.features.columns[owner] = [torch.from_numpy(column.copy()).to(device) for column in found]
                 self._encoded[owner] = table
 
     def _contexts(self, part: Impressions) -> tuple[dict[str, Tensor], np.ndarray]:
         """Encoded context by name, and a number of each impression that equal contexts share."""
-        found = {e.field.name: e.encode(self._column(part, "context", e.field.name)).copy() for e in self.encoders["context"]}
-        if not found:
+        if not self.encoders["context"]:
             return {}, np.zeros(len(part), np.int64)
+        if part.context is None:
+            raise ConfigError(f"this ranker reads {', '.join(e.field.name for e in self.encoders['context'])} of the context: give it")
+        found = {e.field.name: e.encode(self._column(part, "context", e.field.name)).copy() for e in self.encoders["context"]}
         rows = np.concatenate([array.reshape(len(part), -1) for array in found.values()], 1)
         return {name: torch.from_numpy(array) for name, array in found.items()}, np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
 

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 from pydantic import Field as Setting
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from asymrec.config import Section
 from asymrec.data import Dataset
@@ -76,6 +76,17 @@ class Schema(Section):
     history: History = History()
     labels: tuple[Label, ...] = ()
 
+    @model_validator(mode="after")
+    def _once(self) -> Schema:
+        for owner in ("user", "item", "context"):
+            names = [field.name for field in getattr(self, owner)]
+            if twice := next((name for at, name in enumerate(names) if name in names[:at]), None):
+                raise ValueError(f"{owner}: field '{twice}' stands there twice")
+        told = {label.column for label in self.labels}
+        if known := next((field.name for field in self.context if field.name in told), None):
+            raise ValueError(f"context: field '{known}' is the label, which is not known before")
+        return self
+
     @classmethod
     def of(cls, tree: dict[str, Any]) -> Schema:
         return checked(cls, tree, "schema")
@@ -106,7 +117,7 @@ class Schema(Section):
         """
         dataset, context = tables.dataset, tables.dataset.interactions
         names = {} if context is None else {name.lower(): name for name in context.column_names}
-        label = next((names[name] for name in _LABELS if name in names and _is_number(context[names[name]].type)), None)
+        label = next((names[name] for name in _LABELS if name in names and _is_label(context[names[name]].type)), None)
         left_out = {label} | {names[name] for name in (*_LABELS, *_OUTCOMES) if name in names}
         return cls(
             user=_fields(tables.users, tables.users.column_names[0]),
@@ -148,8 +159,8 @@ class Tables:
             keys, own = keys.cast(pa.large_string()), own.cast(pa.large_string())
         if len(pc.unique(keys)) < len(keys):
             raise source.error("a user has two rows", column)
-        found = source.table.drop_columns([column]).take(pc.index_in(own, keys))
-        return cls(dataset, found.add_column(0, column, dataset.user_ids))
+        rows, others = pc.index_in(own, keys), [name for name in source.table.column_names if name != column]
+        return cls(dataset, pa.table({column: dataset.user_ids} | {name: source.table[name].take(rows) for name in others}))
 
     def column(self, owner: str, name: str) -> pa.ChunkedArray:
         """A column of `user`, `item` or `context`. Raises ConfigError: the schema names one that is not there."""
@@ -177,6 +188,8 @@ def checked(section: type[Section], tree: dict[str, Any], what: str) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
+        if not place:
+            raise ConfigError(f"{what}: {first['msg'].removeprefix('Value error, ')}") from None
         if first["type"] == "extra_forbidden":
             known = (
                 list(section.model_fields) if len(first["loc"]) == 1 else [*Field.model_fields, *History.model_fields, *Label.model_fields]
@@ -199,7 +212,9 @@ def _kind(column: pa.ChunkedArray, name: str, is_id: bool) -> str | None:
     if not filled:
         return None
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return "vector" if pa.types.is_floating(kind.value_type) else "values"
+        if not pa.types.is_floating(kind.value_type):
+            return "values"
+        return "vector" if len(pc.unique(pc.list_value_length(column.drop_null()))) == 1 else None
     if _is_number(kind):
         words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)
         named = bool(words) and words[-1].lower() in _NAMES
@@ -209,12 +224,18 @@ def _kind(column: pa.ChunkedArray, name: str, is_id: bool) -> str | None:
     return None
 
 
+def _is_label(kind: pa.DataType) -> bool:
+    return _is_number(kind) or pa.types.is_boolean(kind)
+
+
 def _is_number(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
 
 
 def _threshold(column: pa.ChunkedArray) -> float:
     values = column.drop_null().to_numpy().astype(float)
+    if not len(values):
+        return 1.0
     if set(np.unique(values)) <= {0.0, 1.0}:
         return 1.0
     return 4.0 if 4 < values.max() <= 5 else float(values.min() + 0.8 * (values.max() - values.min()))
