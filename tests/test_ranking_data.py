@@ -73,7 +73,7 @@ def test_labels_that_cannot_be_are_told():
     with pytest.raises(ConfigError, match="context: field 'place' stands there twice"):
         Schema.of(ITEM | {"context": [{"name": "place", "kind": "category"}, {"name": "place", "kind": "numeric"}]})
     tables = shop(event=["buy"] * 1200)
-    with pytest.raises(DataError, match="field 'event'.*is no number"):
+    with pytest.raises(DataError, match=r"field 'event'.*is no number"):
         make(tables, Schema.of(ITEM | {"labels": [{"column": "event"}]}))
 
 
