@@ -32,7 +32,8 @@ def fit(
     ranker: Annotated[str | None, typer.Option(metavar="NAME", help="tokenformer (default), transformer, hstu, din, dcnv2, ...")] = None,
     ranker_settings: Annotated[list[str] | None, typer.Option("--rank-set", metavar="KEY=VALUE", help="A setting of the ranker.")] = None,
     schema: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="What the ranker reads, as YAML; by default `rank schema` less its context and labels.")
+        Path | None,
+        typer.Option(metavar="FILE", help="What the ranker reads, as YAML; else as `rank schema` infers it of users and items."),
     ] = None,
     candidates: Annotated[int | None, typer.Option(min=2, help="Items that are retrieved to be ranked; 100 by default.")] = None,
     codes: Annotated[bool | None, typer.Option("--codes", help="The ranker reads the codes that retrieval gives items.")] = None,
