@@ -24,7 +24,11 @@ from asymrec.errors import DataError
             ITEMS,
             "interactions: no column of the item id among user_id, timestamp; name it with the setting `item`",
         ),
-        (CLICKS, without(ITEMS, "item_id"), "items: no column of the item id among title; name it with the setting `item`"),
+        (
+            CLICKS,
+            without(ITEMS, "item_id"),
+            "items: no column of the item id among title; give it the name that the interactions have, 'item_id'",
+        ),
         ({name: [] for name in CLICKS}, ITEMS, "interactions: the table is empty"),
         (CLICKS, {name: [] for name in ITEMS}, "items: the table is empty"),
         (CLICKS | {"user_id": [2, 1, None, None, 2]}, ITEMS, "interactions, column 'user_id', row 3: null id (2 of 5 rows)"),

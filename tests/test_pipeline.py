@@ -202,10 +202,12 @@ def test_a_fit_that_was_interrupted_goes_on(data, tmp_path, monkeypatch, fitted)
     def stop(*_):
         raise KeyboardInterrupt
 
+    shutil.copytree(data, tmp_path / data.name)
     with monkeypatch.context() as patch:
         patch.setattr(module, "training_impressions", stop)
         with pytest.raises(KeyboardInterrupt):
-            fit_pipeline(data, tmp_path / "p", recipe, settings=RANK, candidates=20)
+            fit_pipeline(tmp_path / data.name, tmp_path / "p", recipe, settings=RANK, candidates=20)
+    shutil.rmtree(tmp_path / data.name)  # what was read is kept
     with pytest.raises(RunError, match="unfinished pipeline: go on with --resume"):
         Pipeline.load(tmp_path / "p")
     with pytest.raises(RunError, match="unfinished fit"):
@@ -214,13 +216,43 @@ def test_a_fit_that_was_interrupted_goes_on(data, tmp_path, monkeypatch, fitted)
         ({"ranker": "din"}, "ranker is 'din' here"),
         ({"candidates": 5}, "candidates is 5"),
         ({"model": "rpg"}, "model is"),
+        ({"schema": "mine.yaml"}, "has its schema"),
     ):
         with pytest.raises(ConfigError, match=told):
             fit_pipeline(None, tmp_path / "p", resume=True, **options)
+    with pytest.raises(ConfigError, match="data is"):
+        fit_pipeline(tmp_path, tmp_path / "p", resume=True)
     facts = fit_pipeline(None, tmp_path / "p", resume=True, candidates=20)  # the same as without the interruption
     assert facts["validation"] == read_pipeline(fitted)["validation"] and facts["metrics"]["both"] is not None
     assert fit_pipeline(None, tmp_path / "p", resume=True) == read_pipeline(tmp_path / "p")
+    with pytest.raises(ConfigError, match="ranker is 'din' here"):
+        fit_pipeline(None, tmp_path / "p", ranker="din", resume=True)
+    with pytest.raises(ConfigError, match="retrieval is 'itemknn' here"):
+        fit_pipeline(None, tmp_path / "p", model="itemknn", resume=True)
     assert not (tmp_path / "p" / "checkpoint").exists()
+
+
+def test_what_the_ranker_cannot_read_is_told_before_retrieval_is_fitted(data, tmp_path):
+    schema = "item: [{name: item_id, kind: category}, {name: title, kind: vector}]\nhistory: {length: 10}\n"
+    (tmp_path / "schema.yaml").write_text(schema)
+    for options, kind, told in (
+        ({"schema": tmp_path / "schema.yaml"}, DataError, "field 'title': kind `vector` wants lists"),
+        ({"settings": {"device": "nowhere"}}, ConfigError, "nowhere"),
+        ({"settings": {"hidden": []}, "ranker": "dcnv2"}, ConfigError, "hidden"),
+    ):
+        with pytest.raises(kind, match=told):
+            fit_pipeline(data, tmp_path / "p", Recipe.of(None, **SETTINGS), candidates=20, **options)
+    assert not (tmp_path / "p").exists()
+    (tmp_path / "schema.yaml").write_text("item: [{name: item_id, kind: category}]\nlabels: [{column: rating}]\n")
+    with pytest.raises(ConfigError, match="neither context nor labels"):
+        fit_pipeline(data, tmp_path / "p", Recipe.of(None, **SETTINGS), schema=tmp_path / "schema.yaml")
+
+
+def test_a_schema_says_what_the_ranker_reads(data, tmp_path):
+    (tmp_path / "schema.yaml").write_text("item: [{name: item_id, kind: category}]\nhistory: {length: 7}\n")
+    fit_pipeline(data, tmp_path / "p", Recipe.of(None, **SETTINGS), settings=RANK, candidates=20, schema=tmp_path / "schema.yaml")
+    schema = Pipeline.load(tmp_path / "p").ranker.schema
+    assert [field.name for field in schema.item] == ["item_id"] and schema.user == () and schema.history.length == 7
 
 
 def test_what_is_in_the_way_or_wrong_is_told(data, fitted, tmp_path):

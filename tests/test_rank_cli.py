@@ -70,6 +70,20 @@ def test_codes_of_a_run_are_one_more_field(tmp_path):
         assert done.returncode == 2 and told in done.stderr and not (tmp_path / "s").exists(), done.stderr
 
 
+def test_tables_may_be_called_otherwise(tmp_path):
+    interactions, items = tables(users=30)
+    extra = pa.table({"kunde": [1, 1], "artikel": [999, 998], "wann": [1, 2]})
+    renamed = interactions.rename_columns(["kunde", "artikel", "wann"])
+    renamed = pa.concat_tables([renamed, extra, renamed.slice(0, 3)])
+    write(tmp_path / "shop", renamed, items.rename_columns(["id", "title", "vector"]))
+    named = ["--user-column", "kunde", "--item-column", "artikel", "--time-column", "wann", "--drop-unknown", "--drop-duplicates"]
+    assert "name: kunde" in here("rank", "schema", tmp_path / "shop", *named).stdout.replace("user_id", "kunde")
+    done = here("rank", "fit", tmp_path / "shop", "-o", tmp_path / "r", "--ranker", "linear", *named, *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert len(load_ranker(tmp_path / "r")[1].dataset.sequences.items) == len(interactions)
+    assert "name it with the setting `item`" in here("rank", "schema", tmp_path / "shop").stderr
+
+
 def test_items_are_scored_best_first(fitted):
     done = here("rank", "score", fitted, "--user", "3", "--context", "weather=sun", "-k", "4", "--json")
     shown = json.loads(done.stdout)

@@ -196,7 +196,7 @@ def test_a_run_for_tuning_leaves_the_test_alone(data, run, tmp_path, monkeypatch
     folder, seen = tmp_path / "run", []
     with pytest.raises(Stop):
         fit_run(data, folder, recipe(), model="itemknn", on="validation", listener=StopAt("evaluate"))
-    with pytest.raises(ConfigError, match="is to be evaluated on the validation, not on the test"):
+    with pytest.raises(ConfigError, match="is evaluated on the validation, not on the test"):
         fit_run(data, folder, resume=True, on="test")
     scores = ItemKNN.scores
     monkeypatch.setattr(ItemKNN, "scores", lambda self, histories: seen.extend(rows_of(histories)) or scores(self, histories))

@@ -12,6 +12,7 @@ from asymrec.data.dataset import Dataset
 from asymrec.errors import VectorError
 from asymrec.vectors import item_vectors, read_view
 from asymrec.vectors import text as text_module
+from asymrec.vectors.placing import Placer
 
 IDS = ["b", "d", "a", "c"]
 VECTORS = np.arange(12, dtype=np.float32).reshape(4, 3) + 1
@@ -111,8 +112,13 @@ def test_a_column_that_holds_no_vectors():
     data = dataset(words=[["a"], ["b"], ["c"], ["d"]], gap=lists([[1.0], [2.0], None, [3.0]]))
     with pytest.raises(VectorError, match=r"column 'words' holds list.*not lists of numbers"):
         read_view("words", data)
-    with pytest.raises(VectorError, match=r"column 'gap', row 3 \(item 'a'\): no vector"):
+    with pytest.warns(UserWarning, match="1 of 4 items have no vector in 'gap'"):
+        np.testing.assert_array_equal(read_view("gap", data), [[1], [2], [0], [3]])
+    data = dataset(gap=lists([[1.0], [2.0, 1.0], None, [3.0]]), none=pa.array([None] * 4, pa.list_(pa.float32())))
+    with pytest.raises(VectorError, match=r"column 'gap', row 2 \(item 'd'\): 2 entries"):
         read_view("gap", data)
+    with pytest.raises(VectorError, match=r"column 'none', row 1 \(item 'b'\): no vector"):
+        read_view("none", data)
 
 
 @pytest.fixture
@@ -139,6 +145,21 @@ def test_text_may_be_left_out(plain_text):
     assert item_vectors(data, VectorsConfig(text=(), views=("image",))).shape == (4, 3)
     assert item_vectors(dataset(image=lists(VECTORS)), VectorsConfig(views=("image",))).shape == (4, 3)
     assert item_vectors(data, VectorsConfig()).shape == (4, 2)
+
+
+def test_without_text_columns_of_vectors_are_taken_and_this_is_said():
+    data = dataset(image=lists(VECTORS), ragged=lists([[1.0], [2.0, 1.0], None, [3.0]]))
+    with pytest.warns(UserWarning, match="their vectors are those in image"):
+        vectors = item_vectors(data, VectorsConfig())
+    np.testing.assert_array_equal(vectors, item_vectors(data, VectorsConfig(views=("image",))))
+    new = Placer(data.items, data.item_column, VectorsConfig(), vectors).vectors(data.items.slice(1, 2))
+    np.testing.assert_allclose(new, vectors[1:3], rtol=1e-6)
+
+
+def test_text_that_looks_like_codes_is_named_in_the_error():
+    words = dataset([f"i{n}" for n in range(30)], titel=[f"word{n}" for n in range(30)])
+    with pytest.raises(VectorError, match="taken where it is named: titel"):
+        item_vectors(words, VectorsConfig())
 
 
 def test_neither_text_nor_views():

@@ -17,7 +17,23 @@ import typer
 
 from asymrec.cli_pipeline import pipeline
 from asymrec.cli_rank import rank
-from asymrec.cli_shared import Exclude, Histories, IncludeSeen, Only, UserIds, asked_ids, own_ids, print_table
+from asymrec.cli_shared import (
+    DropDuplicates,
+    DropUnknown,
+    Exclude,
+    Histories,
+    IncludeSeen,
+    ItemColumn,
+    Only,
+    PositionColumn,
+    TimeColumn,
+    UserColumn,
+    UserIds,
+    asked_ids,
+    own_ids,
+    print_table,
+    reading,
+)
 from asymrec.errors import AsymrecError, RunError
 from asymrec.version import __version__
 
@@ -89,11 +105,12 @@ def fit(
     ] = None,
     config: Annotated[str | None, typer.Option(metavar="FILE", help="Settings as YAML, or a preset such as paper.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be repeated.")] = None,
-    user_column: Annotated[str | None, typer.Option(metavar="C", help="Column of the user id.")] = None,
-    item_column: Annotated[str | None, typer.Option(metavar="C", help="Column of the item id.")] = None,
-    time_column: Annotated[str | None, typer.Option(metavar="C", help="Column of the timestamp.")] = None,
-    position_column: Annotated[str | None, typer.Option(metavar="C", help="Column of the place in the user's sequence.")] = None,
-    drop_unknown: Annotated[bool, typer.Option("--drop-unknown", help="Drop interactions with items not in the item table.")] = False,
+    user_column: UserColumn = None,
+    item_column: ItemColumn = None,
+    time_column: TimeColumn = None,
+    position_column: PositionColumn = None,
+    drop_unknown: DropUnknown = False,
+    drop_duplicates: DropDuplicates = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted fit in RUN, with its data and settings.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in RUN, once the new one is finished.")] = False,
     on: Annotated[
@@ -105,10 +122,8 @@ def fit(
     from asymrec.config import Recipe, parse_settings
 
     chosen = parse_settings(settings or [])
-    columns = {"user": user_column, "item": item_column, "time": time_column, "position": position_column}
-    chosen |= {f"data.{role}": column for role, column in columns.items() if column is not None}
-    if drop_unknown:
-        chosen["data.drop_unknown"] = True
+    read = reading(user_column, item_column, time_column, position_column, drop_unknown, drop_duplicates)
+    chosen |= {f"data.{name}": value for name, value in read.items()}
     recipe = Recipe.read(config, **chosen)
     if data is None and not resume:
         raise RunError("DATA is missing: the folder or file to fit on")
@@ -284,21 +299,20 @@ def bench(
     if listed:
         print_table(["cell", "state"], [[str(cell), state(plan, cell)] for cell in (*plan.trials_of(cells), *cells)])
         return
-    if export is not None:
-        write_export(plan, export)
-        print(export)
-        return
     failed = []
-    if not table:
+    if not table and export is None:
         try:
             failed = run_cells(plan, cells, lambda line: print(line, flush=True))
         except KeyboardInterrupt:
             print("interrupted; the same command goes on", file=sys.stderr)
             raise typer.Exit(130) from None
-    write_tables(plan)
-    print(f"table: {plan.output / 'table.html'}")
+    found = write_tables(plan) if export is None else write_export(plan, export)
+    print(f"table: {plan.output / 'table.html'}" if export is None else export)
     if failed:
         print(f"error: {len(failed)} cells failed, the first: {failed[0]}", file=sys.stderr)
+    for (data, protocol), why in found.broken.items():
+        print(f"error: {data} {protocol}: {why}", file=sys.stderr)
+    if failed or found.broken:
         raise typer.Exit(1)
 
 
@@ -326,7 +340,7 @@ def serve(
 @app.command()
 def keys(
     action: Annotated[str, typer.Argument(metavar="ACTION", help="add, list or remove.")],
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="add: whose key; remove: the key's first part, as listed.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="add: whose key; remove: whose, or its id, as listed.")] = None,
     store: Annotated[str | None, typer.Option(metavar="URL", envvar="ASYMREC_STORE", help="The server's store.")] = None,
     run: Annotated[Path | None, typer.Option(metavar="RUN", help="Instead of a URL: the store beside this run.")] = None,
     scope: Annotated[str, typer.Option(metavar="SCOPE", help="add: read, or write, which includes read.")] = "read",
@@ -337,9 +351,11 @@ def keys(
     if scope not in ("read", "write"):
         raise RunError(f"a scope is read or write, not '{scope}'")
     if action not in ("add", "list", "remove") or (name is None) != (action == "list"):
-        raise RunError("say: keys add NAME, keys list, or keys remove KEY")
+        raise RunError("say: keys add NAME, keys list, or keys remove NAME")
     from datetime import datetime, timezone
 
+    if run is not None:
+        _serving("snapshot").check_run(run)  # else a key for a run that is not there
     opened = _serving("store").Store(store or _serving("server").default_store(run), serves=False)
     try:
         if action == "add":
@@ -347,8 +363,8 @@ def keys(
         elif action == "list":
             made = [(one, datetime.fromtimestamp(one["made"] / 1000, timezone.utc)) for one in opened.list_keys()]
             print_table(["id", "name", "scopes", "made"], [[o["key"], o["name"], o["scopes"], f"{at:%Y-%m-%d %H:%M}"] for o, at in made])
-        elif not opened.remove_key(name):
-            raise RunError(f"there is no key '{name}': `asymrec keys list` tells them")
+        else:
+            _serving("security").remove_key(opened, name)
     finally:
         opened.close()
 

@@ -9,7 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
-from asymrec.cli_shared import listed_ids, own_ids, print_table
+from asymrec.cli_shared import (
+    DropDuplicates,
+    DropUnknown,
+    ItemColumn,
+    PositionColumn,
+    TimeColumn,
+    UserColumn,
+    listed_ids,
+    own_ids,
+    print_table,
+    reading,
+)
 from asymrec.errors import ConfigError
 
 rank = typer.Typer(
@@ -22,11 +33,20 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @rank.command()
-def schema(data: Data) -> None:
+def schema(
+    data: Data,
+    user_column: UserColumn = None,
+    item_column: ItemColumn = None,
+    time_column: TimeColumn = None,
+    position_column: PositionColumn = None,
+    drop_unknown: DropUnknown = False,
+    drop_duplicates: DropDuplicates = False,
+) -> None:
     """Print what a ranker would read of DATA, as YAML to edit and give to `rank fit --schema`."""
     from asymrec.ranking import Schema, Tables
 
-    print(Schema.infer(Tables.read(data)).yaml(), end="")
+    read = reading(user_column, item_column, time_column, position_column, drop_unknown, drop_duplicates)
+    print(Schema.infer(Tables.read(data, **read)).yaml(), end="")
 
 
 @rank.command()
@@ -42,6 +62,12 @@ def fit(
         list[str] | None, typer.Option("--examples", metavar="KEY=VALUE", help="How impressions are made: split_by, negatives, ...")
     ] = None,
     codes: Annotated[Path | None, typer.Option(metavar="RUN", help="Read the codes that this run gave the items as well.")] = None,
+    user_column: UserColumn = None,
+    item_column: ItemColumn = None,
+    time_column: TimeColumn = None,
+    position_column: PositionColumn = None,
+    drop_unknown: DropUnknown = False,
+    drop_duplicates: DropDuplicates = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the ranker in FOLDER, once the new one is finished.")] = False,
 ) -> None:
     """Fit a ranker on the impressions of DATA, measure it on their latest part, write a folder."""
@@ -50,6 +76,7 @@ def fit(
     from asymrec.ranking.folders import fit_ranker
 
     given = {"settings": parse_settings(settings or []), "examples": parse_settings(examples or [])}
+    given["read"] = reading(user_column, item_column, time_column, position_column, drop_unknown, drop_duplicates)
     with Progress() as progress:
         facts = fit_ranker(data, output, ranker=ranker, schema=schema, codes=codes, overwrite=overwrite, listener=progress, **given)
     _print(facts["metrics"])

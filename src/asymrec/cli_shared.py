@@ -18,8 +18,23 @@ IncludeSeen = Annotated[bool, typer.Option("--include-seen", help="Items of the 
 Only = Annotated[str | None, typer.Option("--only", metavar="A,B|FILE", help="Recommend only these items; a file has one id a line.")]
 Exclude = Annotated[str | None, typer.Option("--exclude", metavar="A,B|FILE", help="Never these items.")]
 
+# How tables are read, of every command that reads them
+UserColumn = Annotated[str | None, typer.Option("--user-column", metavar="C", help="Column of the user id.")]
+ItemColumn = Annotated[str | None, typer.Option("--item-column", metavar="C", help="Column of the item id.")]
+TimeColumn = Annotated[str | None, typer.Option("--time-column", metavar="C", help="Column of the timestamp.")]
+PositionColumn = Annotated[str | None, typer.Option("--position-column", metavar="C", help="Column of the place in the user's sequence.")]
+DropUnknown = Annotated[bool, typer.Option("--drop-unknown", help="Drop interactions with items not in the item table.")]
+DropDuplicates = Annotated[bool, typer.Option("--drop-duplicates", help="Drop interactions that repeat user, item and time of another.")]
+
 EXAMPLES = 3  # ids that the message of an unknown one shows
 SEARCHED = 200_000  # ids among which the nearest is looked for
+
+
+def reading(user: str | None, item: str | None, time: str | None, position: str | None, unknown: bool, duplicates: bool) -> dict[str, Any]:
+    """What of these options is given, by the name of its setting."""
+    given: dict[str, Any] = {"user": user, "item": item, "time": time, "position": position}
+    given |= {"drop_unknown": unknown or None, "drop_duplicates": duplicates or None}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def own_ids(dataset: Any, noun: str, texts: list[str]) -> list[Any]:

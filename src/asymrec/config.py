@@ -32,6 +32,7 @@ class DataConfig(Section):
     drop_unknown: bool = Field(
         False, description="drop interactions with items that the item table does not hold, instead of refusing them"
     )
+    drop_duplicates: bool = Field(False, description="drop interactions whose user, item and time an earlier row has, instead of telling")
     split: Literal["leave-last-out", "untied", "time"] = Field(
         "leave-last-out", description="how validation and test targets are cut off; `untied`: the last time step of each user is the target"
     )
@@ -56,7 +57,7 @@ class VectorsConfig(Section):
 class QuantizerConfig(Section):
     """MHQ: M facets, L residual levels in each, K codewords a level."""
 
-    facets: int = Field(16, ge=1, description="M, subspaces of the projected vector")
+    facets: int = Field(16, ge=1, description="M, subspaces of the projected vector; the default is fewer where the vectors are narrower")
     levels: int = Field(3, ge=1, description="L, residual levels in each facet")
     codewords: int = Field(256, ge=2, le=65536, description="K, codewords in each codebook")
     projection: int | None = Field(

@@ -26,7 +26,7 @@ import numpy as np
 
 from asymrec.config import Recipe
 from asymrec.data import Dataset
-from asymrec.errors import AsymrecError, ConfigError, EvaluationError, RunError
+from asymrec.errors import AsymrecError, ConfigError, DataError, EvaluationError, RunError
 from asymrec.evaluation import Evaluation, paired_bootstrap
 from asymrec.files import atomic, recover
 from asymrec.progress import Clock
@@ -79,12 +79,15 @@ def fit_run(
     _check_part(on)
     state = _state(folder)
     if resume and state == "finished":
+        facts = read_facts(folder)
+        about = facts["model"], facts["dataset"].get("name"), facts["dataset"].get("part", "test")
+        _same(folder, "run", about, Recipe.read(folder / "config.yaml"), (model, data, on), recipe)
         listener.stage(f"{folder} is finished: nothing to resume")
-        return read_facts(folder)
+        return facts
     clock = Clock(listener)
     if resume and state == "unfinished":
         with locked(folder):
-            work = _take_up(folder, recipe, model, on)
+            work = _take_up(folder, recipe, model, data, on)
             clock.keep_at(folder / CHECKPOINT / "seconds.json")
             clock.stage(f"resume the fit in {folder}, with its data and settings")
             return _finish(work, folder, clock)
@@ -283,7 +286,32 @@ def _begin(folder: Path, work: _Work) -> None:
         (temporary / "run.json").write_text(json.dumps(about), encoding="utf-8")
 
 
-def _take_up(folder: Path, recipe: Recipe, model: str | None, on: str | None) -> _Work:
+def _same(
+    folder: Path, what: str, about: tuple[str, str, str], old: Recipe, asked: tuple[str | None, Any, str | None], recipe: Recipe
+) -> None:
+    """Raises ConfigError: a model, data, part or setting that is given is not that of what is there. DataError: data that are not there.
+
+    about, old: model, data's name, part and settings of what is there. asked, recipe: what is given.
+    """
+    (kept_model, name, part), (model, data, on) = about, asked
+    instead = "leave it out to resume, or begin anew with --overwrite"
+    if model not in (None, kept_model):
+        raise ConfigError(f"the {what} in {folder} is of model '{kept_model}', not '{model}': {instead}")
+    if isinstance(data, (str, Path)):
+        if not Path(data).exists():
+            raise DataError(f"{data}: no such folder")
+        if _name(data) != name:
+            raise ConfigError(f"the {what} in {folder} is of the data '{name}', not '{_name(data)}': {instead}")
+    if on not in (None, part):
+        raise ConfigError(f"the {what} in {folder} is evaluated on the {part}, not on the {on}: {instead}")
+    before = old.model_dump(mode="json")
+    for section, values in recipe.model_dump(mode="json", exclude_unset=True).items():
+        for leaf, value in values.items():
+            if before[section][leaf] != value and not (leaf == "precision" and value == "auto"):
+                raise ConfigError(f"setting '{section}.{leaf}' is {value!r} here and {before[section][leaf]!r} in the {what}: {instead}")
+
+
+def _take_up(folder: Path, recipe: Recipe, model: str | None, data: Any, on: str | None) -> _Work:
     from asymrec.models.base import check_format
 
     kept = folder / CHECKPOINT
@@ -294,19 +322,8 @@ def _take_up(folder: Path, recipe: Recipe, model: str | None, on: str | None) ->
     except (OSError, ValueError, KeyError, TypeError):
         raise RunError(f"{kept / 'run.json'} is damaged: begin anew with --overwrite") from None
     check_format(f"{folder} was begun", form, version)
-    if model not in (None, kept_model):
-        raise ConfigError(f"the fit in {folder} is of model '{kept_model}', not '{model}'")
-    if on not in (None, part):
-        raise ConfigError(f"the fit in {folder} is to be evaluated on the {part}, not on the {on}")
     old = Recipe.read(kept / "config.yaml")
-    before = old.model_dump(mode="json")
-    for section, values in recipe.model_dump(mode="json", exclude_unset=True).items():
-        for leaf, value in values.items():
-            if before[section][leaf] != value and not (leaf == "precision" and value == "auto"):
-                raise ConfigError(
-                    f"setting '{section}.{leaf}' is {value!r} here and {before[section][leaf]!r} in the interrupted fit: "
-                    "leave it out to resume, or begin anew with --overwrite"
-                )
+    _same(folder, "interrupted fit", (kept_model, name, part), old, (model, data, on), recipe)
     try:
         vectors = np.load(kept / "vectors.npy", allow_pickle=False) if (kept / "vectors.npy").exists() else None
     except (OSError, ValueError, EOFError):

@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
+from asymrec.bench.data import without_paths
 from asymrec.bench.figures import Findings
 from asymrec.bench.plan import Cell, Plan
-from asymrec.bench.run import facts, read, settled, without_paths
+from asymrec.bench.run import SETTLED, facts, read, settled
 from asymrec.bench.table import write_tables
 from asymrec.errors import RunError
 from asymrec.files import atomic
@@ -40,9 +41,9 @@ def export(plan: Plan, folder: str | Path) -> Findings:
 
 
 def _log(plan: Plan, cell: Cell) -> str | None:
-    """All that is known of a cell that has ended, as one line; None for one that has not."""
+    """All that is known of a cell that has ended, as one line; None for one that has not, or was not tried."""
     record = read(plan, cell)
-    if record["state"] not in ("finished", "failed", "stopped"):
+    if record["state"] not in SETTLED or "place" in record:
         return None
     log: dict[str, Any] = dict(record)
     if record["state"] == "finished":

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from asymrec.bench.plan import Cell, Entry, Headline, Plan
-from asymrec.bench.run import command, facts, read, settled
+from asymrec.bench.run import command, facts, outcome, read, settled
 from asymrec.errors import EvaluationError
 from asymrec.evaluation import Comparison, Evaluation, paired_bootstrap
 
@@ -112,32 +112,34 @@ class Gain:
 
 @dataclass(frozen=True)
 class Findings:
-    """rows: (data, protocol) -> rows in the plan's order; open_cells, failed: with their records; versions: of asymrec and torch."""
+    """rows: (data, protocol) -> rows in the plan's order; failed, impossible: cells with their records; broken: (data, protocol) -> why its
+    cells cannot be compared; environments: versions and machines."""
 
     plan: Plan
     rows: dict[tuple[str, str], list[Row]]
     gains: list[Gain]
     open_cells: list[Cell]
     failed: list[tuple[Cell, dict[str, Any]]]
+    impossible: list[tuple[Cell, dict[str, Any]]]
+    broken: dict[tuple[str, str], str]
     trials: list[tuple[Cell, dict[str, Any], float | None, bool]]  # trial, record, validation NDCG@10, chosen
     datasets: dict[str, dict[str, Any]]
     environments: list[str]
 
 
 def findings(plan: Plan) -> Findings:
-    """All that the finished cells say. Raises EvaluationError: cells of one data set and protocol have other targets. RunError: damaged."""
+    """All that the finished cells say. Raises RunError: damaged."""
     groups: dict[tuple[str, str], dict[str, list[Cell]]] = {}
-    open_cells, failed, datasets, environments = [], [], {}, []
+    open_cells, failed, impossible, datasets, environments = [], [], [], {}, []
     for before in plan.cells():
-        cell = settled(plan, before)
-        record = {"state": "waiting"} if cell is None else read(plan, cell)
+        cell, record = outcome(plan, before)
         if record["state"] == "finished":
             groups.setdefault((cell.data, cell.protocol), {}).setdefault(cell.entry.name, []).append(cell)
             found = facts(plan, cell)
             datasets.setdefault(cell.data, found["dataset"])
             environments.append(_environment(found))
-        elif record["state"] == "failed":
-            failed.append((cell, record))
+        elif record["state"] in ("failed", "not possible"):
+            (failed if record["state"] == "failed" else impossible).append((cell, record))
         else:
             open_cells.append(before)
     trials, chosen = [], {}
@@ -151,9 +153,16 @@ def findings(plan: Plan) -> Findings:
         if record["state"] == "failed":
             failed.append((trial, record))
     places = [(data, protocol) for data in plan.data for protocol in plan.protocols]
-    rows = {place: _rows(plan, place, groups[place]) for place in places if place in groups}
+    rows, broken = {}, {}
+    for place in places:
+        try:
+            if place in groups:
+                rows[place] = _rows(plan, place, groups[place])
+        except EvaluationError as error:
+            folder = "/".join(place)
+            broken[place] = f"its cells cannot be compared: {error}; remove the folder {folder} of the output and run the bench again"
     gains = [gain for headline in plan.headline for protocol in plan.protocols if (gain := _gain(plan, headline, protocol, rows))]
-    return Findings(plan, rows, gains, open_cells, failed, trials, datasets, list(dict.fromkeys(environments)))
+    return Findings(plan, rows, gains, open_cells, failed, impossible, broken, trials, datasets, list(dict.fromkeys(environments)))
 
 
 def _rows(plan: Plan, place: tuple[str, str], groups: dict[str, list[Cell]]) -> list[Row]:

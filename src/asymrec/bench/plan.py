@@ -5,7 +5,8 @@ once. A tuned model has trials before it: cells that are evaluated on the valida
 it, the others take values out of the model's `space`, drawn by seed without repetition, as many for one model as for any other. The
 trial with the best validation NDCG@10 (history kept) says what the cells of the test are fitted with.
 
-There is no place in the file for settings of one data set: what is good for it, a model must find on its validation part.
+A data set says how its tables are read and what describes its items (READING). There is no place in the file for other settings of
+one data set: what is good for it, a model must find on its validation part.
 """
 
 from __future__ import annotations
@@ -22,23 +23,48 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from asymrec.config import PRESETS, Recipe
+from asymrec.config import PRESETS, DataConfig, Recipe
 from asymrec.errors import ConfigError
 from asymrec.runs import find_model
+from asymrec.vectors.columns import SUFFIXES
 
 SPLITS = {"standard": "leave-last-out", "untied": "untied", "time": "time"}
 OURS = {"seed": "seeds", "split": "protocols"}  # settings that the plan gives by keys of its own
 AXES = ("data", "protocol", "model", "seed")
+COLUMNS = tuple(leaf for leaf in DataConfig.model_fields if leaf not in ("split", "validation_share", "test_share"))
+READING = (*COLUMNS, "text", "views")  # what a data set may say of itself: how it is read, nothing that tunes
 Protocol = Literal["standard", "untied", "time"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$")]  # a folder of that name is made
+WORDS = {  # pydantic's kinds of error in words of the file
+    "string_pattern_mismatch": "expected a name of letters, digits, . + - _, a letter or a digit first",
+    "tuple_type": "expected a list",
+    "list_type": "expected a list",
+    "dict_type": "expected a mapping",
+    "too_short": "is empty",
+    "missing": "is missing",
+}
 
-Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+
+def _listed(value: Any) -> Any:
+    """A scalar where a list is wanted is a list of one."""
+    return [value] if isinstance(value, (str, int, float)) else value
+
+
+Listed = BeforeValidator(_listed)
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), Listed]
 
 
 class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Tables(Part):
+    """A data set: its folder, and what it says of itself, by the names in READING. In the file a bare folder, or a mapping of all."""
+
+    path: Path
+    reading: dict[str, Any] = {}
 
 
 class Entry(Part):
@@ -49,11 +75,16 @@ class Entry(Part):
     preset: str | None = None
     settings: dict[str, Any] = {}
     tune: bool = True
-    space: dict[str, list[Any]] | None = None  # by default the model's own
+    space: dict[str, Annotated[list[Any], Listed]] | None = None  # by default the model's own
 
     def recipe(self, **more: Any) -> Recipe:
         """All settings, the model's own defaults among them. Raises ConfigError."""
         return find_model(self.model)(Recipe.read(self.preset, **self.settings | more)).recipe
+
+    @property
+    def columns(self) -> bool:
+        """Whether it says itself how tables are read, so that nothing is known of a data set before it is tried."""
+        return any(_leaf(name) in COLUMNS for name in self.settings)
 
     def searched(self) -> dict[str, list[Any]]:
         """What is tuned, leaf name -> values: what the entry fixes by its settings is not."""
@@ -76,8 +107,8 @@ class Headline(Part):
     """Mean relative gain of a model over the best of its rivals, over the data sets."""
 
     model: str
-    rivals: tuple[str, ...] = Field(min_length=1)
-    data: tuple[str, ...] | None = None  # by default all
+    rivals: Annotated[tuple[str, ...], Listed] = Field(min_length=1)
+    data: Annotated[tuple[str, ...] | None, Listed] = None  # by default all
     metric: Literal["ndcg@5", "ndcg@10", "ndcg@20", "recall@5", "recall@10", "recall@20"] = "ndcg@10"
     history: Literal["kept", "removed"] = "kept"
 
@@ -85,9 +116,9 @@ class Headline(Part):
 class Plan(Part):
     title: str
     output: Path = Path("results")
-    data: dict[Name, Path] = Field(min_length=1)
+    data: dict[Name, Tables] = Field(min_length=1)
     models: tuple[Entry, ...] = Field(min_length=1)
-    protocols: tuple[Protocol, ...] = Field(("standard",), min_length=1)
+    protocols: Annotated[tuple[Protocol, ...], Listed] = Field(("standard",), min_length=1)
     seeds: Seeds | dict[Protocol, Seeds] = (0,)  # of every protocol, or each protocol's
     tuning: Tuning | None = None
     jobs: int = Field(1, ge=1)  # cells at once, each on one thread where there are several
@@ -105,7 +136,8 @@ class Plan(Part):
         protocol = cell.protocol if tuning.protocol == "each" else tuning.protocol
         more = {} if tuning.epochs is None else {"epochs": tuning.epochs}
         drawn = self.draws[entry.name]
-        return [Cell(cell.data, protocol, entry, tuning.seed, settings, more, at) for at, settings in enumerate(drawn, 1)]
+        known = (cell.data, protocol, entry, tuning.seed, cell.reading)
+        return [Cell(*known, settings, more, at) for at, settings in enumerate(drawn, 1)]
 
     @cached_property
     def draws(self) -> dict[str, list[dict[str, Any]]]:
@@ -117,7 +149,11 @@ class Plan(Part):
         wanted = chosen(self, only)
         seeds = sorted({seed for protocol in self.protocols for seed in self.seeds_of(protocol)})
         every = itertools.product(self.data, seeds, self.protocols, self.models)
-        cells = [Cell(data, protocol, entry, seed) for data, seed, protocol, entry in every if seed in self.seeds_of(protocol)]
+        cells = [
+            Cell(data, protocol, entry, seed, self.data[data].reading)
+            for data, seed, protocol, entry in every
+            if seed in self.seeds_of(protocol)
+        ]
         return [cell for cell in cells if all(not wanted[axis] or cell.axis(axis) in wanted[axis] for axis in AXES)]
 
     def trials_of(self, cells: Iterable[Cell]) -> list[Cell]:
@@ -127,12 +163,17 @@ class Plan(Part):
 
 @dataclass(frozen=True)
 class Cell:
-    """One fit. `tuned`: settings that tuning chose or tries; `more`: settings of a trial alone; `trial`: its number, None for the test."""
+    """One fit.
+
+    reading: what its data set says of itself. tuned: settings that tuning chose or tries. more: settings of a trial alone.
+    trial: its number, None for the test.
+    """
 
     data: str
     protocol: str
     entry: Entry
     seed: int
+    reading: dict[str, Any] = field(default_factory=dict)
     tuned: dict[str, Any] = field(default_factory=dict)
     more: dict[str, Any] = field(default_factory=dict)
     trial: int | None = None
@@ -147,8 +188,21 @@ class Cell:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that differs from the preset, or the model's defaults."""
-        return self.entry.settings | self.tuned | self.more | {"split": SPLITS[self.protocol], "seed": self.seed}
+        """All that differs from the preset, or the model's defaults; the model's own go over the data set's."""
+        return self._settings("")
+
+    def _settings(self, folder: str) -> dict[str, Any]:
+        """`settings`, the data set's files of vectors in this folder."""
+        own = {_leaf(name) for name in self.entry.settings}
+        reading = {name: value for name, value in self.reading.items() if name not in own}
+        if folder and "views" in reading:
+            reading["views"] = [str(Path(folder, view)) if is_file(view) else view for view in reading["views"]]
+        return reading | self.entry.settings | self.tuned | self.more | {"split": SPLITS[self.protocol], "seed": self.seed}
+
+    def vector_files(self, folder: Path) -> list[Path]:
+        """Files of vectors that its fit reads; the data set's own lie in its folder."""
+        views = (view for name, value in self._settings(str(folder)).items() if _leaf(name) == "views" for view in value)
+        return [Path(view).expanduser() for view in views if is_file(view)]
 
     def recipe(self) -> Recipe:
         return self.entry.recipe(**self.settings)
@@ -157,11 +211,16 @@ class Cell:
         """`fit DATA -o RUN ...`, which makes the cell."""
         preset = [] if self.entry.preset is None else ["--config", self.entry.preset]
         part = [] if self.trial is None else ["--on", "validation"]
-        options = [part for name, value in self.settings.items() for part in ("--set", f"{name}={_text(value)}")]
+        options = [part for name, value in self._settings(data).items() for part in ("--set", f"{name}={_text(value)}")]
         return ["fit", data, "-o", run, "--model", self.entry.model, *preset, *options, *part]
 
     def __str__(self) -> str:
         return f"{self.data} {self.protocol} {self.entry.name} " + (f"seed {self.seed}" if self.trial is None else f"trial {self.trial}")
+
+
+def is_file(view: str) -> bool:
+    """Whether a view is a file, not a column of the item table."""
+    return view.lower().endswith(SUFFIXES)
 
 
 def draws(entry: Entry, tuning: Tuning) -> list[dict[str, Any]]:
@@ -186,7 +245,7 @@ def read_plan(
 
     Args:
         output: instead of the file's. root: what the folders of `data` are relative to; by default the file's own folder, as `output`.
-        folders: data name -> folder, instead of the file's. jobs: instead of the file's.
+        folders: data name -> folder, instead of the file's; how it is read stays the file's. jobs: instead of the file's.
     Raises:
         ConfigError: not YAML, unknown key (the nearest is named), impossible value, settings for one data set.
     """
@@ -199,13 +258,15 @@ def read_plan(
     try:
         plan = Plan.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"{path}: '{'.'.join(map(str, first['loc']))}': {first['msg']} (got {first['input']!r})") from None
+        raise ConfigError(f"{path}: {_fault(error)}") from None
     for name in folders or {}:
         if name not in plan.data:
             raise ConfigError(f"--data {name}: {path} has no data set of that name{_nearest(name, plan.data)}")
     base = home if root is None else Path(root).absolute()
-    data = {name: base / folder for name, folder in plan.data.items()} | {name: Path(f).absolute() for name, f in (folders or {}).items()}
+    places = {name: base / tables.path for name, tables in plan.data.items()} | {
+        name: Path(folder).absolute() for name, folder in (folders or {}).items()
+    }
+    data = {name: tables.model_copy(update={"path": places[name]}) for name, tables in plan.data.items()}
     target = home / plan.output if output is None else Path(output).absolute()
     plan = plan.model_copy(update={"data": data, "output": target})
     _check(path, plan)
@@ -243,7 +304,7 @@ def chosen(plan: Plan, only: Iterable[str]) -> dict[str, set[str]]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The file as a tree in which every model is a mapping, its keys known."""
+    """The file as a tree in which every model and every data set is a mapping, its keys known."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -251,9 +312,12 @@ def _read(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     _known(path, "", tree, Plan)
-    for name, folder in (tree.get("data") or {}).items() if isinstance(tree.get("data"), dict) else ():
-        if not isinstance(folder, str):
-            raise ConfigError(f"{path}: 'data.{name}' takes a folder and nothing else: settings are the same for every data set")
+    if "data" in tree:
+        if not isinstance(tree["data"], dict):
+            raise ConfigError(f"{path}: 'data': expected a mapping of names to folders (got {tree['data']!r})")
+        tree["data"] = {str(name): _tables(path, name, given) for name, given in tree["data"].items()}
+    if isinstance(tree.get("models"), (str, dict)):
+        tree["models"] = [tree["models"]]
     if isinstance(tree.get("models"), list):
         tree["models"] = [{"name": one} if isinstance(one, str) else one for one in tree["models"]]
         for at, one in enumerate(tree["models"]):
@@ -261,11 +325,39 @@ def _read(path: Path) -> dict[str, Any]:
             one["model"] = one.get("model") or one.get("name")
     if tree.get("tuning") is not None:
         _known(path, "tuning.", tree["tuning"], Tuning)
-    if isinstance(tree.get("headline"), dict):
+    if tree.get("headline") and not isinstance(tree["headline"], list):
         tree["headline"] = [tree["headline"]]
     for at, one in enumerate(tree.get("headline") or []):
         _known(path, f"headline.{at}.", one, Headline)
     return tree
+
+
+def _tables(path: Path, name: str, given: Any) -> dict[str, Any]:
+    """A data set's folder, or its mapping, as `Tables` has it."""
+    given = {"path": given} if isinstance(given, str) else given
+    if not isinstance(given, dict):
+        raise ConfigError(f"{path}: 'data.{name}' takes a folder, or a mapping with its `path` (got {given!r})")
+    for key in given:
+        if key not in ("path", *READING):
+            why = "takes a folder and how its tables are read, for settings are the same for every data set"
+            raise ConfigError(f"{path}: 'data.{name}' {why}: not '{key}'{_nearest(str(key), ('path', *READING))}")
+    if not isinstance(given.get("path"), str):
+        raise ConfigError(f"{path}: 'data.{name}.path': expected a folder (got {given.get('path')!r})")
+    reading = {key: value for key, value in given.items() if key != "path"}
+    reading |= {key: _listed(reading[key]) for key in ("text", "views") if key in reading}
+    try:
+        Recipe.of(None, **reading)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: 'data.{name}': {error}") from None
+    return {"path": given["path"], "reading": reading}
+
+
+def _fault(error: ValidationError) -> str:
+    """The first fault: where in the file, what was expected, what is there."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if not re.search(r"[\[\]]", str(part)))  # `[key]`, and the kinds that were tried
+    got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
+    return f"'{where}': {WORDS.get(first['type'], first['msg'])}{got}"
 
 
 def _known(path: Path, where: str, tree: Any, part: type[Part]) -> None:

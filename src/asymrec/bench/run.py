@@ -5,7 +5,7 @@ what is needed of it is copied out (KEPT), `cell.json` says so, and `run/` is dr
 included, the same command goes on, inside a training as well.
 
 A failed cell is tried again by the next run of the plan. A cell whose model or settings are no longer the plan's, or no longer what the
-models' defaults are, is fitted anew.
+models' defaults are, or whose data have changed since, is fitted anew.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 
 import yaml
 
+from asymrec.bench.data import against, fingerprint_of, look, missing, without_paths
 from asymrec.bench.plan import Cell, Plan
 from asymrec.errors import RunError
 from asymrec.files import atomic
@@ -34,22 +35,24 @@ from asymrec.runs import CHECKPOINT
 
 KEPT = ("metrics.json", "log.jsonl", "config.yaml")
 SETTLED = ("finished", "failed", "stopped")
+DONE = ("finished", "stopped")
 POLL = 0.1  # seconds between two looks at the processes
 
 
 def run_cells(plan: Plan, cells: Iterable[Cell], say: Callable[[str], None] = print) -> list[Cell]:
     """Run these cells of the test and the trials before them, those that are not done; `say` gets a line for each that ends.
 
-    Returns the cells that failed, trials included. Raises RunError: no such data folder; another bench on the same output; the output
-    cannot be written.
+    Returns the cells that failed, trials included. Raises RunError: no data folder is there; another bench on the same output; the
+    output cannot be written.
     """
     cells = list(cells)
-    for name in dict.fromkeys(cell.data for cell in cells):
-        if not plan.data[name].exists():
-            raise RunError(f"data '{name}': there is no {plan.data[name]}; say where with --data {name}=FOLDER or --root FOLDER")
-    failed: list[Cell] = []
+    names = list(dict.fromkeys(cell.data for cell in cells))
+    if names and not any(plan.data[name].path.exists() for name in names):
+        raise RunError(f"data '{names[0]}': {missing(plan, names[0])}")
     with _alone(plan.output) as lock, _terminated():
-        waiting, going = [*plan.trials_of(cells), *cells], []
+        failed = _look(plan, cells, say)
+        tried = [cell for cell in cells if not against(plan, cell)]
+        waiting, going = [*(trial for trial in plan.trials_of(tried) if not against(plan, trial)), *tried], []
         needs = {cell.place: {trial.place for trial in plan.trials(cell)} for cell in cells}
         try:
             while waiting or going:
@@ -69,36 +72,62 @@ def run_cells(plan: Plan, cells: Iterable[Cell], say: Callable[[str], None] = pr
     return failed
 
 
+def _look(plan: Plan, cells: list[Cell], say: Callable[[str], None]) -> list[Cell]:
+    """Look at the data sets on which something is to do, and tell once what is wrong with each; returns the cells that fail for it."""
+    both = [*plan.trials_of(cells), *cells]
+    todo = [cell for cell in both if not cell.entry.columns and state(plan, cell) not in DONE]
+    for name in dict.fromkeys(cell.data for cell in todo):
+        chosen = {cell.protocol for cell in todo if cell.data == name}
+        found = [record for protocol, record in look(plan, name).items() if protocol in chosen]
+        for line in dict.fromkeys(f"{record['place']}: {record['state']}: {record['error']}" for record in found):
+            say(line)
+    return [cell for cell in both if against(plan, cell) and state(plan, cell) == "failed"]
+
+
 def settled(plan: Plan, cell: Cell) -> Cell | None:
     """A cell of the test with the settings that its trials chose; None while a trial is to come."""
     trials = plan.trials(cell)
     records = [read(plan, trial) for trial in trials]
-    if any(record["state"] not in SETTLED for record in records):
+    if any(record["state"] not in (*SETTLED, "not possible") for record in records):
         return None
     figures = [(-_validation(plan, trial), at) for at, (trial, record) in enumerate(zip(trials, records)) if record["state"] == "finished"]
     return replace(cell, tuned=trials[min(figures)[1]].tuned) if figures else cell  # equal figures: the earlier trial
 
 
-def state(plan: Plan, cell: Cell) -> str:
-    """finished, failed, stopped (a trial that was out of time), begun, to do, or waiting (for its trials)."""
+def outcome(plan: Plan, cell: Cell) -> tuple[Cell, dict[str, Any]]:
+    """A cell with the settings that its trials chose, and its record: {"state": "waiting"} while a trial is to come."""
     known = settled(plan, cell) if cell.trial is None else cell
-    return "waiting" if known is None else read(plan, known)["state"]
+    return (cell, against(plan, cell) or {"state": "waiting"}) if known is None else (known, read(plan, known))
+
+
+def state(plan: Plan, cell: Cell) -> str:
+    """finished, failed, stopped (a trial that was out of time), not possible, begun, to do, or waiting (for its trials)."""
+    return outcome(plan, cell)[1]["state"]
 
 
 def read(plan: Plan, cell: Cell) -> dict[str, Any]:
     """A cell's record, `cell.json`: {"state", "command", "settings", "seconds", "peak_memory_mib", "error", ...}.
 
-    {"state": "to do"} where there is none, or where it is of other settings than the cell's.
+    {"state": "to do"} where there is none, or where it is of other settings or other data than the cell's; {"state", "error", "place"}
+    where the data set cannot be read, or cannot have the protocol.
     """
     folder = plan.output / cell.place
     try:
         record = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
         same = record["model"] == cell.entry.model and record["state"] in (*SETTLED, "begun") and _same_settings(folder, record, cell)
+        same = same and _same_data(plan, record, cell)
         if record["state"] == "stopped" and record["minutes"] != plan.tuning.minutes:
             same = False
     except (OSError, ValueError, KeyError, TypeError):
         same = False
-    return record if same else {"state": "to do"}
+    record = record if same else {"state": "to do"}
+    return record if record["state"] in DONE else against(plan, cell) or record
+
+
+def _same_data(plan: Plan, record: dict[str, Any], cell: Cell) -> bool:
+    """Whether the data are those it was begun with; taken for that where nothing is known of either, as in cells of earlier versions."""
+    kept = record.get("fingerprint")
+    return kept is None or fingerprint_of(plan, cell) in (None, kept)
 
 
 def _same_settings(folder: Path, record: dict[str, Any], cell: Cell) -> bool:
@@ -112,10 +141,17 @@ def _same_settings(folder: Path, record: dict[str, Any], cell: Cell) -> bool:
 
 def _agree(kept: Any, now: Any) -> bool:
     if isinstance(kept, dict) and isinstance(now, dict):
-        return all(_agree(kept[name], value) or (name == "precision" and value == "auto") for name, value in now.items() if name in kept)
+        return all(_agree(kept[name], value) or _alike(name, kept[name], value) for name, value in now.items() if name in kept)
     if isinstance(kept, list) and isinstance(now, list):
         return len(kept) == len(now) and all(map(_agree, kept, now))
     return kept == now
+
+
+def _alike(name: str, kept: Any, now: Any) -> bool:
+    """Two settings that are told differently: what `auto` was measured to be, files of vectors in a data folder that has moved."""
+    if name == "views":
+        return len(kept) == len(now) and all(Path(a).parts[-len(Path(b).parts) :] == Path(b).parts for a, b in zip(kept, now))
+    return name == "precision" and now == "auto"
 
 
 def facts(plan: Plan, cell: Cell) -> dict[str, Any]:
@@ -132,17 +168,6 @@ def command(cell: Cell) -> str:
     return shlex.join(["asymrec", *cell.arguments(cell.data, "RUN")])
 
 
-def without_paths(plan: Plan, text: str) -> str:
-    """The text without the places of this machine: data sets by name, the output and the user's home by a word."""
-    places = {str(folder): name for name, folder in plan.data.items()}
-    places |= {str(folder.resolve()): name for name, folder in plan.data.items()}
-    places |= {str(plan.output): "OUTPUT", str(plan.output.resolve()): "OUTPUT", sys.prefix: "PYTHON", str(Path.home()): "~"}
-    for place in sorted(places, key=len, reverse=True):
-        if len(place) > 1:
-            text = text.replace(place, places[place])
-    return text
-
-
 def _validation(plan: Plan, trial: Cell) -> float:
     return facts(plan, trial)["metrics"][trial.entry.model]["kept"]["ndcg@10"]
 
@@ -155,6 +180,7 @@ class _Job:
     cell: Cell
     folder: Path
     process: subprocess.Popen
+    fingerprint: str | None  # of its data
     before: float  # seconds that interrupted runs of the cell have taken
     began: float = field(default_factory=time.monotonic)
 
@@ -169,12 +195,21 @@ class _Job:
             self.process.terminate()
             self.process.wait()
             error = f"not done in {limit:g} minutes"
-            record = _write(plan, self.cell, {"state": "stopped", "error": error, "minutes": limit, "seconds": spent})
+            record = self._write(plan, {"state": "stopped", "error": error, "minutes": limit, "seconds": spent})
             shutil.rmtree(self.folder / "run", ignore_errors=True)
             return record
         if code:
-            return _write(plan, self.cell, {"state": "failed", "error": without_paths(plan, _why(self.folder, code)), "seconds": spent})
-        return _gather(plan, self.cell)
+            return self._write(plan, {"state": "failed", "error": without_paths(plan, _why(self.folder, code)), "seconds": spent})
+        _gather(plan, self.cell)
+        found = facts(plan, self.cell)
+        seconds = {"seconds": sum(found["seconds"].values()), "peak_memory_mib": found.get("peak_memory_mib")}
+        record = self._write(plan, {"state": "finished"} | seconds)
+        if not plan.keep:
+            shutil.rmtree(self.folder / "run", ignore_errors=True)
+        return record
+
+    def _write(self, plan: Plan, what: dict[str, Any]) -> dict[str, Any]:
+        return _write(plan, self.cell, what | {"fingerprint": self.fingerprint})
 
 
 def _start_what_can(plan: Plan, waiting: list[Cell], going: list[_Job], needs: dict[Path, set[Path]], lock: int) -> None:
@@ -187,34 +222,40 @@ def _start_what_can(plan: Plan, waiting: list[Cell], going: list[_Job], needs: d
         waiting.remove(cell)
         ready = settled(plan, cell) if cell.trial is None else cell
         record = read(plan, ready)
-        if record["state"] in ("finished", "stopped"):
+        if record["state"] in DONE:
             if not plan.keep:
                 shutil.rmtree(plan.output / ready.place / "run", ignore_errors=True)
         else:
-            going.append(_start(plan, ready, record["state"] == "to do", lock))
+            going.append(_start(plan, ready, record, lock))
 
 
-def _start(plan: Plan, cell: Cell, anew: bool, lock: int) -> _Job:
+def _start(plan: Plan, cell: Cell, record: dict[str, Any], lock: int) -> _Job:
     folder = plan.output / cell.place
-    if anew and folder.exists():
+    if record["state"] == "to do" and folder.exists():
         shutil.rmtree(folder)
-    _write(plan, cell, {"state": "begun"})
+    # what is gone on with has its data in its run folder: they are those it was begun with
+    data = record.get("fingerprint") if (folder / "run").exists() else fingerprint_of(plan, cell)
+    _write(plan, cell, {"state": "begun", "fingerprint": data})
     with atomic(folder / "command.txt") as temporary:
         temporary.write_text(command(cell) + "\n", encoding="utf-8")
     before = 0.0
     with suppress(OSError, ValueError):
         before = sum(json.loads((folder / "run" / CHECKPOINT / "seconds.json").read_text(encoding="utf-8")).values())
-    arguments = [sys.executable, "-m", "asymrec", *cell.arguments(str(plan.data[cell.data]), str(folder / "run")), "--resume"]
+    run = folder / "run"
+    # an interrupted fit has all that it was given, and `read` has compared it: the data folder may have another name by now
+    begun = any((run / name).exists() for name in ("manifest.json", f"{CHECKPOINT}/run.json"))
+    given = ["fit", "-o", str(run)] if begun else cell.arguments(str(plan.data[cell.data].path), str(run))
+    arguments = [sys.executable, "-m", "asymrec", *given, "--resume"]
     one = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"} if plan.jobs > 1 else {}
     with open(folder / "stderr.txt", "w", encoding="utf-8") as told:
         # the lock goes along: a fit that outlives a killed bench keeps another bench from starting it twice
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": told}
         process = subprocess.Popen(arguments, **pipes, env=os.environ | one, pass_fds=(lock,) if lock else ())
-    return _Job(cell, folder, process, before)
+    return _Job(cell, folder, process, data, before)
 
 
-def _gather(plan: Plan, cell: Cell) -> dict[str, Any]:
-    """Copy what is kept out of the finished run, write the record, drop the run. What is done twice, after a kill, is done alike."""
+def _gather(plan: Plan, cell: Cell) -> None:
+    """Copy what is kept out of the finished run. What is done twice, after a kill, is done alike."""
     folder = plan.output / cell.place
     run = folder / "run"
     with atomic(folder / "ranks") as temporary:
@@ -223,13 +264,6 @@ def _gather(plan: Plan, cell: Cell) -> dict[str, Any]:
     for name in KEPT:
         with atomic(folder / name) as temporary:
             shutil.copyfile(run / name, temporary)
-    found = facts(plan, cell)
-    record = _write(
-        plan, cell, {"state": "finished", "seconds": sum(found["seconds"].values()), "peak_memory_mib": found.get("peak_memory_mib")}
-    )
-    if not plan.keep:
-        shutil.rmtree(run, ignore_errors=True)
-    return record
 
 
 def _write(plan: Plan, cell: Cell, what: dict[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from asymrec.bench.figures import COLUMNS, HISTORIES, Findings, Gain, Row, Spread, findings
-from asymrec.bench.plan import Plan
+from asymrec.bench.plan import Cell, Plan
 from asymrec.evaluation.style import CSS
 from asymrec.files import atomic
 
@@ -59,9 +60,10 @@ def blocks(found: Findings) -> list[Block]:
     out = [Block("h1", plan.title), *(Block("text", _headline(gain)) for gain in found.gains), Block("text", HOW)]
     if found.open_cells:
         out.append(Block("text", f"Not complete: {len(found.open_cells)} of {len(plan.cells())} cells are still to come."))
-    if found.failed:
-        lines = [[str(cell), record["error"]] for cell, record in found.failed]
-        out += [Block("h2", "Failed"), Block("grid", grid=Grid(["cell", "error"], lines))]
+    broken = [[f"{data} {protocol}", why] for (data, protocol), why in found.broken.items()]
+    for title, lines in (("Failed", broken + _errors(found.failed)), ("Not possible", _errors(found.impossible))):
+        if lines:
+            out += [Block("h2", title), Block("grid", grid=Grid(["cell", "error" if title == "Failed" else "why"], lines))]
     for (data, protocol), rows in found.rows.items():
         about = found.datasets[data]
         sizes = f"{about['users']:,} users, {about['items']:,} items, {about['interactions']:,} interactions"
@@ -76,6 +78,11 @@ def blocks(found: Findings) -> list[Block]:
     if found.environments:
         out += [Block("h2", "Machine"), Block("text", "; ".join(found.environments) + ".")]
     return out
+
+
+def _errors(cells: list[tuple[Cell, dict[str, Any]]]) -> list[list[str]]:
+    """What is wrong with a whole data set, or its protocol, is told once."""
+    return [list(line) for line in dict.fromkeys((record.get("place", str(cell)), record["error"]) for cell, record in cells)]
 
 
 def _headline(gain: Gain) -> str:
@@ -136,8 +143,7 @@ def _budget(plan: Plan) -> str:
     return (
         f"The same for every model: {', '.join([f'{tuning.trials} trials', *limits])}, seed {tuning.seed}; fewer only where a model has no "
         f"more settings to try. Trial 1 is the default, the others are drawn from the model's space. Chosen by NDCG@10 of the validation "
-        f"part with the history kept, {where}; trials never look at the test."
-        + (f" Not tuned: {', '.join(untuned)}." if untuned else "")
+        f"part with the history kept, {where}; trials never look at the test." + (f" Not tuned: {', '.join(untuned)}." if untuned else "")
     )
 
 
@@ -221,7 +227,7 @@ def html(content: list[Block]) -> str:
     title = escape(content[0].text)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; style-src \'unsafe-inline\'">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         f"<title>{title}</title><style>{CSS}main {{ max-width: 84rem; }} td.words, th.words {{ text-align: left; }} "
         "td.words { white-space: normal; } pre { overflow-x: auto; font-size: .82rem; } .scroll { margin: 1rem 0; }</style></head>"
         f"<body><main>{''.join(_html(block) for block in content)}<footer>Written by asymrec.</footer></main></body></html>\n"

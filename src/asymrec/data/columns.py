@@ -98,10 +98,11 @@ def read_positions(source: Source, column: str) -> np.ndarray:
     return values.cast(pa.float64() if pa.types.is_floating(values.type) else pa.int64()).to_numpy()
 
 
-def read_times(source: Source, column: str) -> tuple[np.ndarray, np.ndarray, str]:
-    """Times as whole numbers since 1970: int64 [rows], a mask of the nulls (their time is 0) and the unit.
+def read_times(source: Source, column: str, notes: list[str]) -> tuple[np.ndarray, np.ndarray, str]:
+    """Times as whole numbers since 1970: int64 [rows], a mask of the nulls (their time is 0) and the unit. notes: is told what was decided.
 
-    Numbers are taken as seconds, milli-, micro- or nanoseconds by their size; text as numbers or as ISO 8601.
+    Numbers are taken as seconds, milli-, micro- or nanoseconds by their size; whole numbers that are all dates (20240531) as those; text
+    as numbers or as ISO 8601.
     The unit is `s` where no fraction of a second is lost by it, else the finest that is used: `ms`, `us` or `ns`.
     Raises DataError at the first value that is no time.
     """
@@ -121,7 +122,13 @@ def read_times(source: Source, column: str) -> tuple[np.ndarray, np.ndarray, str
         except pa.ArrowException:
             row = first_bad(values, lambda part: part.cast(pa.int64()))
             raise source.error(f"cannot read {values[row].as_py()!r} as a time", column, row) from None
-        unit = _unit(times)
+        dates = _dates(times[~null])
+        if dates is None:
+            unit = _unit(times)
+        else:
+            notes.append(f"whole numbers in column '{column}' are read as dates, such as {times[~null][0]}")
+            times, unit = np.zeros(len(times), np.int64), "s"
+            times[~null] = dates
     elif pa.types.is_floating(kind):
         times, unit = _from_floats(source, column, values.fill_null(0.0).to_numpy())
     elif pa.types.is_timestamp(kind):
@@ -167,6 +174,20 @@ def _from_floats(source: Source, column: str, values: np.ndarray) -> tuple[np.nd
         row = int(beyond.argmax())
         raise source.error(f"cannot read {float(values[row])!r} as a time", column, row)
     return values.astype(np.int64), unit
+
+
+def _dates(values: np.ndarray) -> np.ndarray | None:
+    """Seconds since 1970 of whole numbers that are all written as dates of 1900 to 2100, and not all on one day; None where one is not."""
+    if not len(values) or values.min() < 19000101 or values.max() > 21001231 or values.min() == values.max():
+        return None
+    year, month, day = values // 10_000, values // 100 % 100, values % 100
+    if month.min() < 1 or month.max() > 12 or day.min() < 1:
+        return None
+    months = (year - 1970).astype("datetime64[Y]").astype("datetime64[M]") + (month - 1)
+    days = months.astype("datetime64[D]") + (day - 1)
+    if (days.astype("datetime64[M]") != months).any():  # a 31st of April
+        return None
+    return days.astype("datetime64[s]").astype(np.int64)
 
 
 def _unit(values: np.ndarray) -> str:

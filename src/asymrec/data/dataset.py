@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from asymrec.config import DataConfig
-from asymrec.data.columns import find_column, id_keys
+from asymrec.data.columns import find_column, id_keys, normal_keys
 from asymrec.data.ids import Ids
 from asymrec.data.interactions import read_interactions
 from asymrec.data.sequences import Sequences
@@ -70,11 +72,15 @@ class Dataset:
         time: str | None = None,
         position: str | None = None,
         drop_unknown: bool = False,
+        drop_duplicates: bool = False,
     ) -> Dataset:
         """Read a folder with `interactions.*` and `items.*`, or interactions and `items` as paths, pyarrow.Tables or DataFrames.
 
         user, item, time, position: column names, on top of those in `config`; found by name when not given.
         drop_unknown: leave out interactions with items that the item table does not hold, instead of refusing them.
+        drop_duplicates: leave out interactions whose user, item and time an earlier row has, instead of a note.
+        The item table's id column has the interactions' name, or one that ids of items have, or is `id`, or is the only one that holds
+        the interactions' items, each once; the last is said aloud (`notes`).
         Raises DataError in one line with the file, the column and the first bad row.
         """
         config = config or DataConfig()
@@ -91,15 +97,14 @@ class Dataset:
             source, items = find_table(folder, "interactions"), find_table(folder, "items")
         found, catalogue = read_table(source, "interactions"), read_table(items, "items")
 
-        in_items = find_column(found, "item", columns["item"])
-        if in_items not in catalogue.table.column_names:
-            in_items = find_column(catalogue, "item")
+        in_items, told = _id_column(catalogue, found, find_column(found, "item", columns["item"]))
         keys = id_keys(catalogue, in_items)
         _refuse_duplicates(catalogue, in_items, keys)
         values = Ids(_one_array(catalogue.table[in_items]), "item", keys)
-        read = read_interactions(found, values, catalogue.name, columns, drop_unknown or config.drop_unknown)
+        drop = drop_unknown or config.drop_unknown, drop_duplicates or config.drop_duplicates
+        read = read_interactions(found, values, catalogue.name, columns, *drop)
         table = catalogue.table.unify_dictionaries().combine_chunks()
-        return cls(read.users, table, in_items, read.sequences, read.rest, read.time_unit, read.notes, keys)
+        return cls(read.users, table, in_items, read.sequences, read.rest, read.time_unit, [*told, *read.notes], keys)
 
     @property
     def n_users(self) -> int:
@@ -134,8 +139,19 @@ class Dataset:
         return self._items.rows(ids)
 
     def titles(self) -> list[str]:
-        """A name to show for each item: the first of the title-like columns that has one, cut to 80 characters, else the id."""
-        return item_titles(self.items, self.item_column)
+        """A name to show for each item: the first of `title_columns` that has one, cut to 80 characters, else the id."""
+        return item_titles(self.items, self.item_column, self.title_columns)
+
+    @cached_property
+    def title_columns(self) -> list[str]:
+        """Columns of the item table that name an item, by what they are called; where none is, the text that tells most items apart."""
+        columns = {column.lower(): column for column in self.items.column_names if _is_text(self.items[column].type)}
+        if named := [columns[name] for name in _TITLES if name in columns]:
+            return named
+        texts = [column for column in columns.values() if column != self.item_column]
+        apart = {column: len(pc.unique(self.items[column])) for column in texts}
+        found = [column for column in texts if apart[column] > self.n_items / 2]
+        return sorted(found, key=apart.get, reverse=True)[:1]
 
     def with_items(self, items: pa.Table) -> Dataset:
         """The same users and sequences over more items, which come after the others.
@@ -232,17 +248,41 @@ class Dataset:
             raise RunError(f"{folder / name}: damaged or missing ({' '.join(str(error).split())[:200]})") from None
 
 
-def item_titles(items: pa.Table, item_column: str) -> list[str]:
-    """As `Dataset.titles`, of any piece of an item table."""
+def item_titles(items: pa.Table, item_column: str, title_columns: list[str]) -> list[str]:
+    """As `Dataset.titles`, of any piece of its item table."""
     named: list[str | None] = [None] * items.num_rows
-    columns = {column.lower(): column for column in items.column_names}
-    for name in _TITLES:
-        column = columns.get(name)
-        if column is None or not _is_text(items[column].type):
-            continue
+    for column in title_columns:
         cells = (" ".join(cell.split()) if cell else None for cell in items[column].to_pylist())
         named = [have or _cut(cell) for have, cell in zip(named, cells)]
     return [have or str(own) for have, own in zip(named, items[item_column].to_pylist())]
+
+
+def _id_column(catalogue: Source, interactions: Source, in_interactions: str) -> tuple[str, list[str]]:
+    """The item table's column of ids, and what is to be told of it. Raises DataError."""
+    columns = catalogue.table.column_names
+    if in_interactions in columns:
+        return in_interactions, []
+    known = find_column(catalogue, "item", required=False)
+    known = known or next((name for name in columns if name.lower() == "id"), None)
+    if known:
+        return known, []
+    wanted = pc.unique(id_keys(interactions, in_interactions))
+    found = [name for name in columns if _holds(catalogue, name, wanted)]
+    if len(found) == 1:
+        return found[0], [f"column '{found[0]}' of {catalogue.name} holds the items of column '{in_interactions}': taken for their ids"]
+    listed = ", ".join(columns[:12]) + (f" and {len(columns) - 12} more" if len(columns) > 12 else "")
+    raise catalogue.error(f"no column of the item id among {listed}; give it the name that the interactions have, '{in_interactions}'")
+
+
+def _holds(source: Source, column: str, wanted: pa.Array) -> bool:
+    """Whether a column has each of the ids, and none of its own twice."""
+    try:
+        keys = normal_keys(source.table[column])
+    except (pa.ArrowException, TypeError):
+        return False
+    if keys.type != wanted.type:
+        keys, wanted = keys.cast(pa.large_string()), wanted.cast(pa.large_string())
+    return not keys.null_count and len(pc.unique(keys)) == len(keys) and pc.all(pc.is_in(wanted, value_set=keys)).as_py()
 
 
 def _refuse_duplicates(source: Source, column: str, keys: pa.Array) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterable
 from typing import Any
@@ -74,8 +75,9 @@ class Ids:
             return None
         try:
             if pa.types.is_int64(kind):
+                given = re.sub(r"\.0+$", "", given.strip()) if isinstance(given, str) else given  # ids that pandas keeps as floats
                 number = int(given)
-                alike = str(number) == given.strip() if isinstance(given, str) else number == given
+                alike = str(number) == given if isinstance(given, str) else number == given
                 return number if alike and -(2**63) <= number < 2**63 else None
             if pa.types.is_large_binary(kind):
                 if isinstance(given, uuid.UUID):

@@ -29,10 +29,13 @@ class Interactions:
     notes: tuple[str, ...]
 
 
-def read_interactions(source: Source, items: Ids, items_name: str, columns: dict[str, str | None], drop_unknown: bool) -> Interactions:
+def read_interactions(
+    source: Source, items: Ids, items_name: str, columns: dict[str, str | None], drop_unknown: bool, drop_duplicates: bool = False
+) -> Interactions:
     """Read and order the interactions.
 
     columns: names chosen for `user`, `item`, `time`, `position` (None: find it). items_name: how messages call the item table.
+    drop_duplicates: of interactions of one user, item and time only the first is kept; else they are told of.
     Raises DataError: a missing column, null ids, items that the item table does not hold (unless drop_unknown), unusable times.
     """
     notes: list[str] = []
@@ -50,7 +53,7 @@ def read_interactions(source: Source, items: Ids, items_name: str, columns: dict
     users, ranks = _rank_users(source.table[user], user_keys, known if dropped else None)
 
     places = read_positions(source, position) if position else None
-    times, null, unit = read_times(source, time) if time else (None, None, None)
+    times, null, unit = read_times(source, time, notes) if time else (None, None, None)
     if dropped:
         item_rows, ranks = item_rows[known], ranks[known]
         places = None if places is None else places[known]
@@ -81,8 +84,13 @@ def read_interactions(source: Source, items: Ids, items_name: str, columns: dict
     if places is not None and times is None:
         notes.append(f"no timestamps: column '{position}' orders the sequences")
 
+    if times is not None and (again := _repeated(ranks[order], times[order], item_rows[order]) & ~missing[order]).any():
+        told = f"{int(again.sum()):,} of {len(again):,} interactions repeat the user, item and time of another"
+        notes.append(f"{told}: left out" if drop_duplicates else f"{told}; `drop_duplicates` leaves them out")
+        order = order[~again] if drop_duplicates else order
+
     offsets = np.zeros(len(users) + 1, np.int64)
-    np.cumsum(np.bincount(ranks, minlength=len(users)), out=offsets[1:])
+    np.cumsum(np.bincount(ranks[order], minlength=len(users)), out=offsets[1:])
     if times is not None:
         times = times[order]
         if places is not None:
@@ -150,6 +158,18 @@ def _sorted(users: np.ndarray, keys: np.ndarray | None) -> np.ndarray:
         if (high - low + 1) * (int(users.max()) + 1) < 2**63:  # one key of both: one sort, a quick one where the file is sorted
             return np.argsort(users * np.int64(high - low + 1) + (keys - low), kind="stable")
     return np.lexsort((keys, users))
+
+
+def _repeated(users: np.ndarray, times: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """bool [rows]: which of interactions ordered by user have the user, time and item of an earlier one."""
+    found = np.zeros(len(users), bool)
+    new = np.r_[True, (users[1:] != users[:-1]) | (times[1:] != times[:-1])]
+    steps = np.cumsum(new)
+    several = np.flatnonzero(np.bincount(steps, minlength=steps[-1] + 1)[steps] > 1) if len(steps) else np.empty(0, np.int64)
+    ordered = several[np.lexsort((items[several], steps[several]))]  # stable: an earlier row stays before a later one
+    same = (steps[ordered][1:] == steps[ordered][:-1]) & (items[ordered][1:] == items[ordered][:-1])
+    found[ordered[1:][same]] = True
+    return found
 
 
 def _backward(users: np.ndarray, times: np.ndarray, null: np.ndarray) -> float:

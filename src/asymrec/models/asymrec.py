@@ -39,6 +39,7 @@ from asymrec.nn.losses import CodeSum
 from asymrec.nn.msp import MSP
 from asymrec.quantize import MHQ
 from asymrec.retrieval.exact import score_codes
+from asymrec.training.listener import Listener
 
 
 class Network(CatalogueNetwork):
@@ -123,6 +124,21 @@ class AsymRec(CodedModel):
         training, net = self.recipe.training, self.recipe.network
         if net.write == "vectors" and (training.objective == "heads" or training.mix):
             raise ConfigError("write=vectors has no codes for objective=heads or mix: use objective=catalogue and mix=0")
+
+    def _prepare(self, vectors: np.ndarray, counts: np.ndarray, listener: Listener) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        wide, facets = self.described(vectors).shape[1], self.recipe.quantizer.facets
+        if wide < facets == type(self.recipe.quantizer).model_fields["facets"].default:  # else somebody chose it, and is told
+            listener.stage(f"note: vectors of {wide} numbers are cut into {wide} facets, not {facets}")
+            self._cut_into(wide)
+        return super()._prepare(vectors, counts, listener)
+
+    def _take(self, tensors: dict[str, Tensor]) -> None:
+        self._cut_into(min(self.recipe.quantizer.facets, self.described(tensors["vectors"]).shape[1]))
+        super()._take(tensors)
+
+    def _cut_into(self, facets: int) -> None:
+        quantizer = self.recipe.quantizer.model_copy(update={"facets": facets})
+        self.recipe = self.recipe.model_copy(update={"quantizer": quantizer})
 
     def _quantizer(self) -> MHQ:
         return MHQ(seed=self.recipe.training.seed, **self.recipe.quantizer.model_dump())

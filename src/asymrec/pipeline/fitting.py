@@ -70,8 +70,13 @@ def fit_pipeline(
         raise ConfigError("--resume goes on with a fit, --overwrite begins anew: give one of them")
     finished, begun = (folder / "pipeline.json").exists(), (work / "pipeline.json").exists()
     if resume and finished and not begun:
+        facts = read_pipeline(folder)
+        asked = {"ranker": ranker, "candidates": candidates, "codes": codes, "settings": settings or None}
+        asked |= {"retrieval": model, "data": None if data is None else Path(data).resolve().name}
+        _same(facts, asked, "pipeline")
+        fit_run(data, folder / "retrieval", recipe, model=model, resume=True)  # is there: its settings are compared
         listener.stage(f"{folder} is finished: nothing to resume")
-        return read_pipeline(folder)
+        return facts
     if folder.exists() and not (finished or begun) and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} is there and is no pipeline: choose another")
     if begun and not (resume or overwrite):
@@ -86,7 +91,7 @@ def fit_pipeline(
         given = recipe.model_dump(mode="json", exclude_unset=True) if recipe else {}
         asked = {"model": model, "ranker": ranker, "candidates": candidates, "codes": codes}
         asked["data"] = None if data is None else str(Path(data).resolve())
-        _same(work, asked | {"settings": settings or None, "recipe": given or None})
+        _same(_about(work), asked | {"settings": settings or None, "recipe": given or None}, "interrupted fit")
     else:
         if data is None:
             raise RunError("DATA is missing: the folder to fit on")
@@ -97,12 +102,11 @@ def fit_pipeline(
         return _finish(folder, work, listener)
 
 
-def _same(work: Path, asked: dict[str, Any]) -> None:
-    """Raises ConfigError: something asked for (not None) is not what the interrupted fit was begun with."""
-    about = _about(work)
+def _same(about: dict[str, Any], asked: dict[str, Any], what: str) -> None:
+    """Raises ConfigError: something asked for (not None) is not what is there."""
     for name, value in asked.items():
         if value is not None and about.get(name) != json.loads(json.dumps(value)):
-            raise ConfigError(f"{name} is {value!r} here and {about.get(name)!r} in the interrupted fit: leave it out to resume")
+            raise ConfigError(f"{name} is {value!r} here and {about.get(name)!r} in the {what}: leave it out to resume")
 
 
 def _about(work: Path) -> dict[str, Any]:
@@ -156,7 +160,9 @@ def _finish(folder: Path, work: Path, listener: Listener) -> dict[str, Any]:
         recipe, schema, users = Recipe.of(about["recipe"]), Schema.read(work / "schema.yaml"), pq.read_table(work / "users.parquet")
     except (OSError, ValueError, KeyError, pa.ArrowException, AsymrecError) as error:
         raise RunError(f"{work} is damaged ({' '.join(str(error).split())[:100]}): begin anew with --overwrite") from None
-    fit_run(about["data"], work / "retrieval", recipe, model=about["model"], resume=True, listener=listener)
+    kept = work / "retrieval"
+    begun = any((kept / name).exists() for name in ("manifest.json", "checkpoint/run.json"))  # then the data are there as well
+    fit_run(None if begun else about["data"], kept, recipe, model=about["model"], resume=True, listener=listener)
     retrieval = Recommender.load(work / "retrieval")
     dataset = retrieval.dataset
     split = split_of(dataset, retrieval.recipe)

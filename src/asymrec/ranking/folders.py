@@ -43,6 +43,7 @@ def fit_ranker(
     settings: dict[str, Any] | None = None,
     examples: dict[str, Any] | None = None,
     codes: str | Path | None = None,
+    read: dict[str, Any] | None = None,
     overwrite: bool = False,
     listener: Listener = QUIET,
 ) -> dict[str, Any]:
@@ -51,7 +52,8 @@ def fit_ranker(
     Args:
         data: folder with interactions.*, items.* and, where there is one, users.*.
         ranker: a name in `RANKERS`. schema: YAML file; inferred when None. settings: of the ranker. examples: of `ExamplesConfig`.
-        codes: run folder whose items' codes are read as one more field of the item.
+        codes: run folder whose items' codes are read as one more field of the item. read: how the tables are read, as `Dataset.read`
+            takes it: `user`, `item`, `time`, `position`, `drop_unknown`, `drop_duplicates`.
     Returns the facts of `metrics.json`.
     Raises RunError: the folder is in the way. ConfigError: an unknown name (the nearest is named), an impossible value. DataError.
     """
@@ -67,7 +69,7 @@ def fit_ranker(
     kind = find_ranker(ranker)
     config = checked(ExamplesConfig, examples or {}, "examples")
     listener.stage("read the tables")
-    tables = Tables.read(data)
+    tables = Tables.read(data, **read or {})
     found = Schema.infer(tables) if schema is None else Schema.read(schema)
     if codes is not None:
         tables, known = tables_with_codes(tables, codes)

@@ -6,16 +6,22 @@ All other columns go through as they are. With Ray the pieces are spread over it
 
 from __future__ import annotations
 
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from asymrec.errors import DataError, RunError
+from asymrec.errors import AsymrecError, DataError, RunError
 from asymrec.files import atomic
 from asymrec.models import Recommender
 from asymrec.pipeline import Pipeline, is_pipeline
+from asymrec.serving.snapshot import check_run
 
 LINES = 4096  # of a piece
 
@@ -80,22 +86,67 @@ def write_lists(run: str | Path, source: Path, output: Path, k: int = 10, exclud
 
 
 def write_lists_with_ray(run: str | Path, source: Path, output: Path, k: int = 10, exclude_seen: bool = True, workers: int = 1) -> None:
-    """The same over a Ray cluster: `output` becomes a folder of Parquet files. Run folder and files must be seen from every machine."""
+    """The same over a Ray cluster: `output` becomes a folder of Parquet files. Run folder and files must be seen from every machine.
+
+    Raises as `write_lists`. A model reserves no CPU: what reads and writes the pieces needs one, and would wait for ever where the models
+    had them all.
+    """
     try:
-        import ray
+        import ray.data
     except ImportError:
         raise RunError("--workers needs Ray: pip install 'asymrec[ray]'") from None
     with _opened(source) as file:
         wanted(file.schema_arrow)
     if output.exists():
         raise RunError(f"{output} is there already")
+    check_run(Path(run))
     arguments = (str(Path(run).resolve()), k, exclude_seen)
-    lines = ray.data.read_parquet(str(Path(source).resolve()))
-    made = lines.map_batches(
-        Lists, fn_constructor_args=arguments, batch_size=LINES, batch_format="pyarrow", compute=ray.data.ActorPoolStrategy(size=workers)
-    )
-    with atomic(output) as temporary:
-        made.write_parquet(str(temporary))
+    models = {"fn_constructor_args": arguments, "compute": ray.data.ActorPoolStrategy(size=workers), "num_cpus": 0}
+    with _ray(), atomic(output) as temporary:
+        lines = ray.data.read_parquet(str(Path(source).resolve()))
+        lines.map_batches(Lists, **models, batch_size=LINES, batch_format="pyarrow").write_parquet(str(temporary))
+
+
+@contextmanager
+def _ray() -> Iterator[None]:
+    """Ray without its progress bars, notes and warnings, which are for who wrote the job. What fails in a worker is raised as it was."""
+    import ray.data
+
+    context, disabled = ray.data.DataContext.get_current(), logging.root.manager.disable
+    before = context.enable_progress_bars, context.raise_original_map_exception
+    context.enable_progress_bars, context.raise_original_map_exception = False, True
+    logging.disable(logging.CRITICAL)
+    ours = not ray.is_initialized()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if ours:
+                _start(ray)
+            yield
+    except ray.exceptions.RayError as error:
+        if isinstance(cause := getattr(error, "cause", None), AsymrecError):
+            raise type(cause)(str(cause).split("\n")[0]) from None  # below it Ray's advice on trying again
+        raise RunError(f"Ray could not make the lists: {' '.join(str(error).split())[:300]}") from None
+    finally:
+        if ours:
+            ray.shutdown()
+        logging.disable(disabled)
+        context.enable_progress_bars, context.raise_original_map_exception = before
+
+
+def _start(ray: Any) -> None:
+    """Raises RunError. Its part in C++ writes to stderr by itself, first of all that it was told not to."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        ray.init(log_to_driver=False)
+    except Exception as error:  # no cluster at RAY_ADDRESS, too little memory
+        raise RunError(f"Ray does not start: {' '.join(str(error).split())[:300]}") from None
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def _opened(source: Path) -> pq.ParquetFile:

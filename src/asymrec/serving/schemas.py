@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    StringConstraints,
+    model_validator,
+)
 
 MOST = 1000  # items in one answer
 HISTORY = 1000  # items of a history in a request
@@ -14,10 +25,22 @@ BULK = 10_000  # items of one request
 BATCH = 256  # recommendations of one request
 LARGEST = 2**53 - 1  # whole numbers that every JSON reader knows exactly
 
+
+def _id(given: Any) -> Any:
+    """JSON has one kind of number, and many write 3.0 for 3."""
+    if isinstance(given, float) and given.is_integer():
+        given = int(given)
+    if isinstance(given, bool) or not isinstance(given, (str, int)):
+        raise ValueError("an id is text or a whole number")
+    if isinstance(given, int) and abs(given) > LARGEST:
+        raise ValueError(f"an id that is a number is at most {LARGEST}; longer ones are sent as text")
+    return given
+
+
 # no NUL: PostgreSQL has no text with one
 Name = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=256, pattern=r"^[^\x00]+$")]
 Whole = Annotated[int, Field(strict=True, ge=-LARGEST, le=LARGEST)]
-Id = Name | Whole
+Id = Annotated[Name | Whole, BeforeValidator(_id)]
 K = Annotated[int, Field(strict=True, ge=1, le=MOST)]
 Cell = StrictBool | StrictInt | StrictFloat | StrictStr
 

@@ -16,6 +16,7 @@ from fastapi import Depends, HTTPException, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
+from asymrec.errors import RunError
 from asymrec.serving.store import Store
 
 SCOPES = ("read", "write")  # write includes read
@@ -28,6 +29,17 @@ def new_key(store: Store, name: str, scope: str) -> str:
     public, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
     store.add_key(public, name, "read" if scope == "read" else "read write", _digest(secret))
     return f"asymrec_{public}_{secret}"
+
+
+def remove_key(store: Store, given: str) -> None:
+    """By its id, or by a name that no other key has. Raises RunError."""
+    if store.remove_key(given):
+        return
+    named = [one["key"] for one in store.list_keys() if one["name"] == given]
+    if len(named) > 1:
+        raise RunError(f"{len(named)} keys are named '{given}': say which by its id, {' or '.join(named)}")
+    if not named or not store.remove_key(named[0]):
+        raise RunError(f"there is no key '{given}': `asymrec keys list` tells them")
 
 
 class Keys:

@@ -11,10 +11,9 @@ import sys
 from pathlib import Path
 
 from asymrec.errors import RunError
-from asymrec.models.base import read_manifest
-from asymrec.pipeline import is_pipeline, read_pipeline
 from asymrec.serving.app import create_app
 from asymrec.serving.service import Service, Settings
+from asymrec.serving.snapshot import check_run
 from asymrec.serving.store import Store
 
 LOCAL = ("localhost", "127.0.0.1", "[::1]", "::1")
@@ -56,10 +55,7 @@ def serve(
     import torch
     import uvicorn
 
-    if is_pipeline(run):  # says what is wrong, before a store is made beside nothing
-        read_pipeline(run)
-    elif not (run / "manifest.json").is_file():
-        read_manifest(run)
+    check_run(run)  # before a store is made beside nothing
     torch.set_num_threads(threads)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     for noisy in ("alembic", "httpx"):

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import re
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -25,8 +27,9 @@ from asymrec.data.dataset import item_titles
 from asymrec.errors import ConfigError, PlacingError, UnknownIdError
 from asymrec.files import checksum
 from asymrec.models import Recommender
+from asymrec.models.base import read_manifest
 from asymrec.models.growing import Growing
-from asymrec.pipeline import Pipeline, is_pipeline
+from asymrec.pipeline import Pipeline, is_pipeline, read_pipeline
 from asymrec.retrieval.exact import top_k
 
 SAME = 1e-3  # vectors, of about length 1, that differ by less are of one item: only what describes it has changed
@@ -56,6 +59,14 @@ class Run:
         pipeline = Pipeline.load(folder)
         identity = checksum(folder / "retrieval" / "manifest.json")[:32]
         return cls(name, identity, pipeline.retrieval, pipeline.dataset, pipeline, checksum(folder / "pipeline.json"))
+
+
+def check_run(folder: Path) -> None:
+    """Raises RunError, before anything is read or made: neither a run nor a pipeline, or not finished."""
+    if is_pipeline(folder):
+        read_pipeline(folder)
+    elif not (folder / "manifest.json").is_file():
+        read_manifest(folder)  # says what is wrong
 
 
 @dataclass(frozen=True)
@@ -177,7 +188,7 @@ class Snapshot:
         table, titles = self.table, self.titles
         if puts:
             titles = titles if len(titles) == table.num_rows else titles[: table.num_rows]
-            titles.extend(item_titles(described, self.run.dataset.item_column))
+            titles.extend(item_titles(described, self.run.dataset.item_column, self.run.dataset.title_columns))
             for number, item in enumerate(puts):
                 lines[rows[item]], live[rows[item]] = table.num_rows + number, True
             table = pa.concat_tables([table, described])
@@ -243,16 +254,41 @@ def _fits(table: pa.Table, condition: dict[str, Any]) -> np.ndarray:
     try:
         for wanted in ("any_of", "none_of"):
             if condition.get(wanted) is not None:
-                fits &= pc.is_in(values, value_set=pa.array(condition[wanted]).cast(values.type)).fill_null(False).to_numpy()
+                fits &= pc.is_in(values, value_set=_cells(condition[wanted], values.type)).fill_null(False).to_numpy()
         for bound, compare in (("at_least", pc.greater_equal), ("at_most", pc.less_equal)):
             if condition.get(bound) is not None:
-                fits &= compare(values, pa.scalar(condition[bound])).fill_null(False).to_numpy()
-    except (pa.ArrowException, TypeError, ValueError):
+                fits &= compare(values, _comparable(condition[bound], values.type)).fill_null(False).to_numpy()
+    except (pa.ArrowException, TypeError, ValueError, ArithmeticError):  # the last: too large for any number
         raise ConfigError(f"column '{name}' holds {kind}: it cannot be compared with what is given") from None
     if nested:
         parents = pc.list_parent_indices(column).to_numpy()
         fits = np.bincount(parents[fits], minlength=len(column)) > 0
     return ~fits if condition.get("none_of") is not None else fits
+
+
+def _cells(given: list[Any], kind: pa.DataType) -> pa.Array:
+    """Values of JSON in the type of a column."""
+    if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
+        return pa.array([_comparable(value, kind).cast(kind) for value in given])
+    return pa.array(given).cast(kind)
+
+
+def _comparable(value: Any, kind: pa.DataType) -> pa.Scalar:
+    """A value of JSON as what a column of this type can be compared with, if anything. Times are ISO text, or count since 1970 as the
+    column does; without a zone they are UTC."""
+    if isinstance(value, bool):
+        return pa.scalar(value)
+    if pa.types.is_integer(kind) or pa.types.is_decimal(kind):
+        return pa.scalar(Decimal(str(value)))  # exact: 19.99 is not the float nearest to it, and 2.5 lies between two whole numbers
+    if pa.types.is_floating(kind):
+        return pa.scalar(float(value), kind)
+    if isinstance(value, str) and pa.types.is_timestamp(kind):
+        for zone in ("UTC", None):  # Arrow wants a zone in the text, or none
+            with suppress(pa.ArrowInvalid):
+                return pa.scalar(value).cast(pa.timestamp(kind.unit, zone)).cast(kind)
+    if not isinstance(value, str) and pa.types.is_temporal(kind):
+        return pa.scalar(value).cast(pa.int32() if kind.bit_width == 32 else pa.int64()).cast(kind)
+    return pa.scalar(value).cast(kind) if isinstance(value, str) else pa.scalar(value)
 
 
 def _words(text: str) -> str:

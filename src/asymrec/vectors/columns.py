@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from asymrec.data.columns import find_column, id_keys, normal_keys
 from asymrec.data.tables import read_table
 from asymrec.errors import DataError, VectorError
 from asymrec.vectors.collaborative import collaborative_vectors
-from asymrec.vectors.text import item_texts, text_columns, text_vectors
+from asymrec.vectors.text import is_text, item_texts, text_columns, text_vectors
 
 if TYPE_CHECKING:
     from asymrec.data import Sequences
@@ -30,26 +31,31 @@ def item_vectors(
     """float32 [n_items, d]: the text view and the further views side by side, each scaled to a mean norm of 1.
 
     train: the sequences of training, which collaborative vectors are made from where `collaborative` asks for them.
-    Without a column of text, or with `text: []`, the views alone. With neither, columns of lists of whole numbers (attributes, codes of
-    another model) are embedded as bags of features, said aloud; without those, collaborative vectors are all there is.
+    Without a column of text, or with `text: []`, the views alone. With neither, said aloud: columns of vectors (see `usable_views`);
+    else columns of lists of whole numbers (attributes, codes of another model), embedded as bags of features; without those,
+    collaborative vectors are all there is.
     Raises VectorError: nothing of all that; a view that cannot be used; no training sequences for collaborative vectors.
     """
     items = dataset.items
     columns = config.text
     if columns is None:
         columns = text_columns(items.drop_columns(dataset.item_column))  # the id is no text, whatever it looks like
+    chosen = usable_views(items, config, columns)
+    if chosen and not config.views:
+        warnings.warn(f"items have no text: their vectors are those in {', '.join(chosen)}", stacklevel=2)
     views = {}
-    if not columns and not config.views:
+    if not columns and not chosen:
         codes = [field.name for field in items.schema if _is_codes(field.type)] if config.text is None else []
         if codes:
             warnings.warn(f"items have no text: their vectors are made from the codes in {', '.join(codes)}", stacklevel=2)
             views["codes"] = _from_codes([items[name].to_pylist() for name in codes])
         elif not config.collaborative:
-            raise VectorError("items have neither text nor vectors: give a column of text (`text`), or vectors (`views`)")
+            hint = _candidates(items.drop_columns(dataset.item_column))
+            raise VectorError(f"items have neither text nor vectors: give a column of text (`text`), or vectors (`views`){hint}")
     if columns:
         texts = item_texts(items, columns)
         views["text"] = text_vectors(texts, config.encoder, config.max_tokens, cache=cache, progress=progress)
-    for spec in config.views:
+    for spec in chosen:
         views[spec] = read_view(spec, dataset)
     if config.collaborative:
         if train is None:
@@ -60,16 +66,38 @@ def item_vectors(
     return np.concatenate([_scaled(vectors, name) for name, vectors in views.items()], axis=1)
 
 
+def usable_views(items: pa.Table, config: VectorsConfig, columns: Sequence[str]) -> tuple[str, ...]:
+    """The views that are named; where there are none, nor a column of text (`columns`), the columns of lists of numbers with a fraction
+    that are all of one length."""
+    if config.views or columns or config.text is not None:
+        return tuple(config.views)
+    found = []
+    for field in items.schema:
+        if _is_vector(field.type) and not pa.types.is_integer(field.type.value_type):
+            lengths = pc.unique(pc.list_value_length(items[field.name].drop_null()))
+            found += [field.name] if len(lengths) == 1 and lengths[0].as_py() else []
+    return tuple(found)
+
+
+def _candidates(items: pa.Table) -> str:
+    """What of the item table might be meant, for an error."""
+    texts = [name for name in items.column_names if is_text(items.schema.field(name).type)]
+    return f"; what looks like ids or codes is taken where it is named: {', '.join(texts)}" if texts else ""
+
+
 def read_view(spec: str, dataset: Dataset) -> np.ndarray:
     """float32 [n_items, d], in the order of the item table.
 
     spec: a column of lists of numbers in the item table; a `.npy` array or a `.safetensors` file with the tensor `vectors`, a row an
     item of the item table, in its order; a `.parquet` file with the items' ids and a column of vectors, in any order.
-    Raises VectorError, with the first bad row and its item: not there, not readable, another number of rows, an item without a vector or
-    with two, unequal widths, a value that is not finite.
+    A null in a column of the item table is the zero vector, with a warning.
+    Raises VectorError, with the first bad row and its item: not there, not readable, another number of rows, an item without a line in
+    a file or with two, unequal widths, a value that is not finite.
     """
     if spec in dataset.items.column_names:
-        vectors = column_vectors(dataset.items[spec], f"column '{spec}'", dataset.item_ids)
+        vectors = column_vectors(dataset.items[spec], f"column '{spec}'", dataset.item_ids, empty=True)
+        if missing := dataset.items[spec].null_count:
+            warnings.warn(f"{missing:,} of {dataset.n_items:,} items have no vector in '{spec}': it is zero", stacklevel=2)
     elif not spec.lower().endswith(SUFFIXES):
         raise VectorError(f"view '{spec}' is neither a column of the item table nor a {', '.join(SUFFIXES)} file")
     elif not (path := Path(spec).expanduser()).is_file():
@@ -161,22 +189,29 @@ def _from_parquet(path: Path, dataset: Dataset) -> np.ndarray:
     return column_vectors(table[lists[0]].take(rows), f"{path}, column '{lists[0]}'", dataset.item_ids)
 
 
-def column_vectors(column: pa.ChunkedArray, name: str, ids: pa.Array | None = None) -> np.ndarray:
-    """float32 [n, d] of a column of lists of numbers. Raises VectorError: of another kind; with the first bad row, and its id if given."""
+def column_vectors(column: pa.ChunkedArray, name: str, ids: pa.Array | None = None, empty: bool = False) -> np.ndarray:
+    """float32 [n, d] of a column of lists of numbers; empty: a null is the zero vector.
+
+    Raises VectorError: of another kind; with the first bad row, and its id if given.
+    """
     if not _is_vector(column.type):
         raise VectorError(f"{name} holds {column.type}, not lists of numbers")
-    if column.null_count:
-        raise VectorError(f"{name}, {_place(pc.index(pc.is_null(column), pa.scalar(True)).as_py(), ids)}: no vector")
+    there = pc.is_valid(column).to_numpy()
+    if not there.all() and not (empty and there.any()):
+        raise VectorError(f"{name}, {_place(int(there.argmin()), ids)}: no vector")
+    rows, column = np.flatnonzero(there), column.drop_null()
     widths = pc.list_value_length(column).to_numpy()
     if (bad := widths != widths[0]).any():
         row = int(bad.argmax())
-        raise VectorError(f"{name}, {_place(row, ids)}: {widths[row]} entries, the first item has {widths[0]}")
+        raise VectorError(f"{name}, {_place(int(rows[row]), ids)}: {widths[row]} entries, the first item has {widths[0]}")
     flat = pc.list_flatten(column)
     if flat.null_count:
         row = pc.index(pc.is_null(flat), pa.scalar(True)).as_py() // int(widths[0])
-        raise VectorError(f"{name}, {_place(row, ids)}: a null in the vector")
+        raise VectorError(f"{name}, {_place(int(rows[row]), ids)}: a null in the vector")
+    vectors = np.zeros((len(there), int(widths[0])), np.float32)
     with np.errstate(over="ignore"):
-        return flat.to_numpy().astype(np.float32).reshape(len(column), int(widths[0]))
+        vectors[rows] = flat.to_numpy().astype(np.float32).reshape(len(column), int(widths[0]))
+    return vectors
 
 
 def _is_vector(kind: pa.DataType) -> bool:

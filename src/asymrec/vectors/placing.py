@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from asymrec.config import VectorsConfig
 from asymrec.errors import PlacingError, VectorError
-from asymrec.vectors.columns import column_vectors
+from asymrec.vectors.columns import column_vectors, usable_views
 from asymrec.vectors.encoders import Encoder, find_encoder
 from asymrec.vectors.text import item_texts, text_columns, text_vectors
 
@@ -35,21 +35,21 @@ class Placer:
             self.columns = tuple(text_columns(items.drop_columns(item_column)))
         if self.columns and config.encoder == "hashed":
             raise PlacingError("hashed text has no place for new items: fit with encoder=minilm or another sentence encoder")
-        for view in config.views:
+        views = usable_views(items, config, self.columns)
+        for view in views:
             if view not in items.column_names:
                 raise PlacingError(f"the vectors in {view} have no line for new items: make them a column of the item table")
-        if not self.columns and not config.views and not config.collaborative:
+        if not self.columns and not views and not config.collaborative:
             raise PlacingError("vectors made from the item table's codes have no place for new items: fit with text or views")
         # an item that comes without the run's text column is read as its other columns of text are written
         self.others = tuple(text_columns(items.drop_columns([item_column, *self.columns]))) if self.columns else ()
         self.width = vectors.shape[1]
-        widths = {view: column_vectors(items[view], view).shape[1] for view in config.views}
+        made = {view: column_vectors(items[view], view, empty=True) for view in views}
+        widths = {view: own.shape[1] for view, own in made.items()}
         self.text_width = self.width - sum(widths.values()) - config.collaborative if self.columns else 0
         # the views stand side by side, text first; the longest row tells the scale of text, whose vectors have length 1
         self.text_scale = float(np.linalg.norm(vectors[:, : self.text_width], axis=1).max()) if self.columns else 0.0
-        self.scales = {
-            view: 1 / float(np.linalg.norm(column_vectors(items[view], view).astype(np.float64), axis=1).mean()) for view in widths
-        }
+        self.scales = {view: 1 / float(np.linalg.norm(own.astype(np.float64), axis=1).mean()) for view, own in made.items()}
         self.widths = widths
         self._encoder: Encoder | None = None
 

@@ -50,7 +50,7 @@ def item_texts(items: pa.Table, columns: Sequence[str] | None = None) -> list[st
 
 def text_columns(items: pa.Table) -> list[str]:
     """The columns that `item_texts` joins when none are named; empty where the table has no text."""
-    texts = [name for name in items.column_names if _is_text(items.schema.field(name).type)]
+    texts = [name for name in items.column_names if is_text(items.schema.field(name).type)]
     if "text" in texts:
         return ["text"]
     titles = sorted((name for name in texts if name.lower() in TITLES), key=lambda name: TITLES.index(name.lower()))
@@ -129,11 +129,11 @@ def _bar(total: int, progress: bool) -> Iterator[Callable[[int], None]]:
 
 def _column_texts(column: pa.ChunkedArray, name: str) -> list[str]:
     kind = column.type
-    if _is_list(kind) and not _is_text(kind):
+    if _is_list(kind) and not is_text(kind):
         raise VectorError(f"column '{name}' holds {kind}, not text; vectors go under `views`")
     if pa.types.is_dictionary(kind):
         column, kind = column.cast(kind.value_type), kind.value_type
-    if not _is_text(kind):
+    if not is_text(kind):
         try:
             column = column.cast(pa.string())
         except pa.ArrowException:
@@ -152,7 +152,7 @@ def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
     if _is_list(kind) or pa.types.is_dictionary(kind):
         kind = kind.value_type
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)

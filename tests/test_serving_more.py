@@ -1,0 +1,239 @@
+"""The server's conditions on every type of column, ids as numbers, keys by name, and lists made with Ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from datetime import date, datetime, timezone
+from decimal import Decimal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from serving import client
+from small import SETTINGS, contents, environment, here, tables
+
+from asymrec import Dataset
+from asymrec.errors import RunError, UnknownIdError
+from asymrec.models import AsymRec, Recommender
+from asymrec.serving.batch import _ray
+
+pytest.importorskip("fastapi")
+N = 120  # items, from 100
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """An item's row can be told from each of its columns: as a day, a moment, a price."""
+    interactions, items = tables()
+    days = [date.fromordinal(date(2024, 1, 1).toordinal() + row) for row in range(N)]
+    moments = [datetime(day.year, day.month, day.day, 12) for day in days]
+    columns = {
+        "day": pa.array(days, pa.date32()),
+        "day64": pa.array(days, pa.date64()),
+        "moment": pa.array(moments, pa.timestamp("s")),
+        "zoned": pa.array([each.replace(tzinfo=timezone.utc) for each in moments], pa.timestamp("us", "Europe/Paris")),
+        "price": pa.array([Decimal(row) + Decimal("0.99") for row in range(N)], pa.decimal128(10, 2)),
+        "weight": pa.array([row / 10 for row in range(N)], pa.float32()),
+        "small": pa.array(range(N), pa.int8()),
+        "large": pa.array([2**60 + row for row in range(N)], pa.int64()),
+        "new": pa.array([row % 2 == 0 for row in range(N)]),
+        "sold": pa.array([[days[row]] if row else [] for row in range(N)], pa.list_(pa.date32())),
+    }
+    for name, values in columns.items():
+        items = items.append_column(name, values)
+    folder = tmp_path_factory.mktemp("more")
+    AsymRec(**SETTINGS | {"epochs": 1, "quantizer_epochs": 0}).fit(Dataset.read(interactions, items)).save(folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def api(run, tmp_path_factory):
+    with client(run, f"sqlite:///{tmp_path_factory.mktemp('store')}/store.sqlite") as found:
+        yield found
+
+
+def recommend(api, status=200, **asked):
+    answer = api.post("/v1/recommend", json=asked)
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+def rows(api, **condition):
+    found = recommend(api, history=[], k=N, reasons=False, where=[condition])
+    return sorted(one["item"] - 100 for one in found["items"])
+
+
+# Conditions
+
+SECOND = 86_400  # of a day
+
+
+@pytest.mark.parametrize(
+    ("column", "low", "high"),
+    [  # all are rows 3 to 5
+        ("day", "2024-01-04", "2024-01-06"),
+        ("day", 19_726, 19_728.0),
+        ("day64", "2024-01-04", "2024-01-06"),
+        ("day64", 19_726 * SECOND * 1000, 19_728 * SECOND * 1000),
+        ("sold", "2024-01-04", "2024-01-06"),
+        ("moment", "2024-01-04", "2024-01-06T12:00:00"),
+        ("moment", "2024-01-04 12:00", "2024-01-06T14:00:00+02:00"),
+        ("moment", 19_726 * SECOND, 19_728.5 * SECOND),
+        ("zoned", "2024-01-04", "2024-01-06T12:00:00"),
+        ("zoned", "2024-01-04T13:00:00+01:00", "2024-01-06T12:00:00Z"),
+        ("zoned", 19_726 * SECOND * 10**6, 19_729 * SECOND * 10**6),
+        ("price", 3.99, 5.99),
+        ("price", "3.99", "5.99"),
+        ("price", 3, 6),
+        ("price", 3.985, 5.995),
+        ("weight", 0.3, 0.5),
+        ("weight", "0.3", "0.5"),
+        ("small", 2.5, 5.5),
+        ("small", "3", "5"),
+        ("small", 3.0, 5),
+        ("large", 2**60 + 3, 2**60 + 5),
+        ("title", "green", "greeo"),
+    ],
+)
+def test_bounds_are_read_as_the_column_is(api, column, low, high):
+    expected = [3, 4, 5] if column != "title" else [row for row in range(N) if row % 10 == 2]
+    assert rows(api, column=column, at_least=low, at_most=high) == expected
+
+
+@pytest.mark.parametrize(
+    ("column", "given"),
+    [
+        ("day", ["2024-01-04", 19_727]),
+        ("moment", ["2024-01-04T12:00:00", "2024-01-05T12:00:00Z"]),
+        ("zoned", ["2024-01-04T12:00:00", "2024-01-05T13:00:00+01:00"]),
+        ("price", ["3.99", 4.99]),
+        ("weight", [0.3, 0.4]),
+        ("small", [3, 4.0]),
+        ("sold", ["2024-01-04", "2024-01-05"]),
+    ],
+)
+def test_values_are_read_as_the_column_is(api, column, given):
+    assert rows(api, column=column, any_of=given) == [3, 4]
+    assert rows(api, column=column, none_of=given) == [row for row in range(N) if row not in (3, 4)]
+
+
+def test_bounds_may_lie_beyond_what_the_column_can_hold(api):
+    assert len(rows(api, column="small", at_least=-1000, at_most=10**30)) == len(rows(api, column="weight", at_most=10**30)) == N
+    assert rows(api, column="price", at_least=10**20) == []
+
+
+@pytest.mark.parametrize("bound", ["at_least", "at_most", "any_of"])
+@pytest.mark.parametrize(
+    ("column", "given"),
+    [
+        *((column, "nonsense") for column in ("day", "day64", "moment", "zoned", "price", "weight", "small", "new", "sold")),
+        *((column, "") for column in ("day", "moment", "price", "small")),
+        *((column, True) for column in ("day", "moment", "price")),
+        *((column, 10**400) for column in ("day", "moment", "zoned", "price", "weight", "small")),
+        *(("day", other) for other in ("2024-13-01", "2024-01-04T12:00:00", 5.5, 2**40)),
+        *(("moment", other) for other in ("12:00", 5.5)),
+        ("vector", "nonsense"),
+    ],
+)
+def test_nonsense_is_refused_in_one_line(api, column, given, bound):
+    said = recommend(api, 422, history=[], where=[{"column": column, bound: [given] if bound == "any_of" else given}])["detail"]
+    assert said.startswith(f"column '{column}' holds ") and said.endswith("it cannot be compared with what is given")
+
+
+@pytest.mark.parametrize(("column", "given"), [("title", 3), ("small", True), ("weight", True), ("new", 1)])
+def test_what_has_no_order_is_refused(api, column, given):
+    assert "cannot be compared" in recommend(api, 422, history=[], where=[{"column": column, "at_least": given}])["detail"]
+
+
+def test_a_condition_that_cannot_hold_spoils_no_other_request(api):
+    bad = {"history": [], "where": [{"column": "small", "any_of": [10**30]}]}
+    first, second = api.post("/v1/recommend/batch", json={"requests": [bad, {"user": 7}]}).json()["results"]
+    assert "cannot be compared" in first["error"] and second["result"]["items"]
+
+
+# Ids
+
+
+def test_whole_numbers_are_ids_however_they_are_written(api):
+    assert recommend(api, user=7.0) == recommend(api, user=7)
+    asked = {"history": [105, 106], "only": [105, 110, 111], "deny": [110]}
+    assert recommend(api, **{name: [float(each) for each in given] for name, given in asked.items()}) == recommend(api, **asked)
+    assert api.post("/v1/events", json={"events": [{"user": 900.0, "item": 110.0}]}).status_code == 201
+    assert [one["item"] for one in api.get("/v1/users/900").json()["history"]] == [110]
+
+
+@pytest.mark.parametrize("given", [3.5, True, [3], {}, 1e-9])
+def test_what_is_no_id_is_told_so(api, given):
+    for asked, place in (({"user": given}, "body.user"), ({"history": [105, given]}, "body.history.1")):
+        assert recommend(api, 422, **asked)["detail"] == f"{place}: Value error, an id is text or a whole number"
+
+
+def test_numbers_that_json_does_not_know_exactly_are_refused(api):
+    for given in (2**53, -(2**53), 1e300):
+        assert "longer ones are sent as text" in recommend(api, 422, user=given)["detail"]
+
+
+# Keys
+
+
+@pytest.mark.parametrize("action", [("add", "bob"), ("list",), ("remove", "bob")])
+def test_no_store_is_made_beside_nothing(tmp_path, action):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "begun" / "checkpoint").mkdir(parents=True)
+    before = contents(tmp_path)
+    for name, said in (("typo", "there is no run folder"), ("empty", "is not a run folder"), ("begun", "is not finished")):
+        done = here("keys", *action, "--run", tmp_path / name)
+        assert done.returncode == 2 and said in done.stderr and not done.stdout and done.stderr.count("\n") == 1
+    assert contents(tmp_path) == before
+
+
+def test_keys_are_removed_by_name_or_id(run):
+    beside = ("--run", run)
+    ids = [here("keys", "add", name, *beside).stdout.split("_")[1] for name in ("anna", "shop", "shop")]
+    assert here("keys", "remove", "anna", *beside).returncode == 0
+    again = here("keys", "remove", "anna", *beside)
+    assert again.returncode == 2 and "there is no key 'anna'" in again.stderr
+    both = here("keys", "remove", "shop", *beside)
+    assert both.returncode == 2 and f"2 keys are named 'shop': say which by its id, {ids[1]} or {ids[2]}" in both.stderr
+    assert here("keys", "remove", ids[1], *beside).returncode == here("keys", "remove", "shop", *beside).returncode == 0
+    assert "shop" not in here("keys", "list", *beside).stdout
+
+
+# Lists for many users, with Ray
+
+
+def test_as_many_workers_as_cores_make_the_lists(run, tmp_path):
+    """They would wait for ever if the models had all cores; and Ray says nothing of its own."""
+    pytest.importorskip("ray")
+    pq.write_table(pa.table({"user": range(1, 101), "note": ["a"] * 100}), tmp_path / "users.parquet")
+    command = [sys.executable, "-m", "asymrec", "batch", run, tmp_path / "users.parquet", "-o", tmp_path / "lists", "-k", "3"]
+    command += ["--workers", str(min(os.cpu_count(), 4))]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=900)  # Ray takes minutes on busy cores
+    assert done.returncode == 0 and done.stderr == "" and done.stdout.strip() == str(tmp_path / "lists"), done.stderr
+    found = pq.read_table(tmp_path / "lists").sort_by("user")
+    assert found["items"].to_pylist() == Recommender.load(run).recommend(users=range(1, 101), k=3)[0]
+
+
+def test_what_fails_in_a_worker_is_raised_as_it_was(monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    context = ray.data.DataContext.get_current()
+    before = context.enable_progress_bars, logging.root.manager.disable
+    for raised, kind, said in (
+        (ray.exceptions.RayTaskError("f", "traceback", UnknownIdError("unknown user id 9\nTo change retry ...")), UnknownIdError, "id 9$"),
+        (ray.exceptions.RayError("a machine\n went away"), RunError, "Ray could not make the lists: a machine went away"),
+    ):
+        with pytest.raises(kind, match=said), _ray():
+            assert not context.enable_progress_bars
+            raise raised
+    assert (context.enable_progress_bars, logging.root.manager.disable) == before
+
+
+def test_ray_is_not_begun_for_what_cannot_be(run, tmp_path):
+    pytest.importorskip("ray")
+    pq.write_table(pa.table({"user": [1]}), tmp_path / "users.parquet")
+    done = here("batch", tmp_path / "typo", tmp_path / "users.parquet", "-o", tmp_path / "lists", "--workers", 1)
+    assert done.returncode == 2 and "there is no run folder" in done.stderr and contents(tmp_path) == ["users.parquet"]
