@@ -19,6 +19,8 @@ from asymrec.runs import fit_run
 def test_item_ids_may_have_a_name_of_their_own_in_the_item_table():
     expected = {1: [20, 10], 2: [10, 20, 30]}
     assert sequences(read(CLICKS, {"id": [10, 20, 30], "title": list("abc")})) == expected
+    both = read(CLICKS, {"id": [10, 20, 30], "product": ["soap", "rope", "soap"]})  # which is called as ids may be, and is none
+    assert sequences(both) == expected and both.item_column == "id"
     named = read(CLICKS, {"title": ["10", "20", "x"], "article_number": [10, 20, 30], "price": [1.0, 1.0, 2.0]})
     assert sequences(named) == expected and named.item_column == "article_number"
     assert "column 'article_number' of items holds the items of column 'item_id': taken for their ids" in named.notes

@@ -262,12 +262,14 @@ def _id_column(catalogue: Source, interactions: Source, in_interactions: str) ->
     columns = catalogue.table.column_names
     if in_interactions in columns:
         return in_interactions, []
-    known = find_column(catalogue, "item", required=False)
-    known = known or next((name for name in columns if name.lower() == "id"), None)
-    if known:
-        return known, []
+    named = [find_column(catalogue, "item", required=False), *(name for name in columns if name.lower() == "id")]
+    known = [name for name in named if name]
+    if len(known) == 1:
+        return known[0], []
     wanted = pc.unique(id_keys(interactions, in_interactions))
-    found = [name for name in columns if _holds(catalogue, name, wanted)]
+    found = [name for name in known or columns if _holds(catalogue, name, wanted)]
+    if known:  # `id` beside `product`, say, which may be its name
+        return (found or known)[0], []
     if len(found) == 1:
         return found[0], [f"column '{found[0]}' of {catalogue.name} holds the items of column '{in_interactions}': taken for their ids"]
     listed = ", ".join(columns[:12]) + (f" and {len(columns) - 12} more" if len(columns) > 12 else "")
