@@ -34,7 +34,7 @@ def find_column(source: Source, role: str, named: str | None = None, required: b
         if named in columns:
             return named
         near = difflib.get_close_matches(named, columns, n=1)
-        raise source.error(f"no such column{f'; did you mean {near[0]!r}?' if near else f'; there are {_listed(columns)}'}", named)
+        raise source.error(f"no such column{f'; did you mean {near[0]!r}?' if near else f'; there are {listed(columns)}'}", named)
     plain: dict[str, str] = {}
     for column in columns:
         plain.setdefault(_plain(column), column)
@@ -42,7 +42,7 @@ def find_column(source: Source, role: str, named: str | None = None, required: b
         if _plain(name) in plain:
             return plain[_plain(name)]
     if required:
-        raise source.error(f"no column of the {_WORDS[role]} among {_listed(columns)}; name it with the setting `{role}`")
+        raise source.error(f"no column of the {_WORDS[role]} among {listed(columns)}; name it with the setting `{role}`")
     return None
 
 
@@ -200,7 +200,7 @@ def _plain(name: str) -> str:
     return "".join(filter(str.isalnum, name.split(":")[0].lower()))
 
 
-def _listed(columns: list[str]) -> str:
+def listed(columns: list[str]) -> str:
     return ", ".join(columns[:12]) + (f" and {len(columns) - 12} more" if len(columns) > 12 else "")
 
 

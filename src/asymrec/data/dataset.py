@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from asymrec.config import DataConfig
-from asymrec.data.columns import find_column, id_keys, normal_keys
+from asymrec.data.columns import find_column, id_keys, listed, normal_keys
 from asymrec.data.ids import Ids
 from asymrec.data.interactions import read_interactions
 from asymrec.data.sequences import Sequences
@@ -272,8 +272,8 @@ def _id_column(catalogue: Source, interactions: Source, in_interactions: str) ->
         return (found or known)[0], []
     if len(found) == 1:
         return found[0], [f"column '{found[0]}' of {catalogue.name} holds the items of column '{in_interactions}': taken for their ids"]
-    listed = ", ".join(columns[:12]) + (f" and {len(columns) - 12} more" if len(columns) > 12 else "")
-    raise catalogue.error(f"no column of the item id among {listed}; give it the name that the interactions have, '{in_interactions}'")
+    hint = f"give it the name that the interactions have, '{in_interactions}'"
+    raise catalogue.error(f"no column of the item id among {listed(columns)}; {hint}")
 
 
 def _holds(source: Source, column: str, wanted: pa.Array) -> bool:

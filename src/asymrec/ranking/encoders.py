@@ -45,11 +45,11 @@ class Encoder:
         Raises DataError: a column that is not of the field's kind.
         """
         if field.kind == "numeric":
-            seen = as_numbers(field, column)[counts > 0]
+            seen = as_numbers(field.name, column)[counts > 0]
             quantiles = np.nanquantile(seen, np.arange(1, field.bins) / field.bins) if np.isfinite(seen).any() else []
             return cls(field, edges=np.unique(quantiles).tolist())
         if field.kind == "periodic":
-            numbers = as_numbers(field, column)
+            numbers = as_numbers(field.name, column)
             seen = np.repeat(numbers, counts)
             seen = seen[np.isfinite(seen)]
             spread = float(seen.std()) if len(seen) else 0.0
@@ -73,10 +73,10 @@ class Encoder:
         float32 [rows, 2] of periodic: the number, and 1 where it is there."""
         field = self.field
         if field.kind == "periodic":
-            numbers = (as_numbers(field, column) - self.edges[0]) / self.edges[1]
+            numbers = (as_numbers(field.name, column) - self.edges[0]) / self.edges[1]
             return np.stack([np.nan_to_num(numbers), np.isfinite(numbers)], 1).astype(np.float32)
         if field.kind == "numeric":
-            numbers = as_numbers(field, column)
+            numbers = as_numbers(field.name, column)
             return np.where(np.isnan(numbers), NOTHING, 1 + np.searchsorted(self.edges, numbers, side="right"))
         if field.kind in ("vector", "text"):
             found = _vectors(field, column)
@@ -125,12 +125,12 @@ def _words(field: Field, column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]
         raise DataError(f"field '{field.name}': {array.type} cannot be categories") from None
 
 
-def as_numbers(field: Field, column: pa.ChunkedArray) -> np.ndarray:
+def as_numbers(name: str, column: pa.ChunkedArray) -> np.ndarray:
     """float64 [rows], NaN for null."""
     try:  # whole numbers of more digits than a float64 has are rounded
         numbers = _plain(column).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     except (pa.ArrowException, NotImplementedError):
-        raise DataError(f"field '{field.name}': {column.type} is no number") from None
+        raise DataError(f"field '{name}': {column.type} is no number") from None
     return np.where(np.isfinite(numbers), numbers, np.nan)
 
 

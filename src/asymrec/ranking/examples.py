@@ -25,7 +25,7 @@ from pydantic import Field as Setting
 from asymrec.config import Section
 from asymrec.errors import ConfigError, DataError
 from asymrec.ranking.encoders import as_numbers
-from asymrec.ranking.schema import Field, Schema, Tables
+from asymrec.ranking.schema import Schema, Tables
 
 REPEATED = 0.01  # share of the positives
 REDRAWS = 100  # rounds in which negatives that are not allowed are drawn anew
@@ -104,7 +104,7 @@ def make(tables: Tables, schema: Schema, config: ExamplesConfig | None = None) -
     part = _parts(tables, config)
     labels = np.ones((len(owners), max(1, len(schema.labels))), np.float32)
     for task, label in enumerate(schema.labels):
-        column = as_numbers(Field(name=label.column, kind="numeric"), tables.column("context", label.column))
+        column = as_numbers(label.column, tables.column("context", label.column))
         labels[:, task] = np.where(np.isnan(column), np.nan, column >= label.at_least)
     context = None
     if schema.context:
