@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from small import settings, tables, write
+from small import asymrec, here, settings, tables, write
 from two_tables import CLICKS, ITEMS, read, sequences
 
 from asymrec.config import Recipe
@@ -125,15 +125,14 @@ def test_vectors_narrower_than_the_facets_are_cut_into_fewer(kind, tmp_path):
     given = {"text": [], "views": ["vector"], "levels": 2, "codewords": 16, "quantizer_epochs": 1, "width": 16, "layers": 1, "heads": 2}
     given |= {"ffn": 32, "experts": 2, "epochs": 1, "precision": "float32", "collaborative_width": 6}
     model = kind(**given).fit(Dataset.read(interactions, narrow))
-    assert model.quantizer.code_shape == (5, 2) and model.recipe.quantizer.facets == 5
+    assert model.quantizer.code_shape == (5, 2)
+    assert model.recipe.quantizer.facets == 16  # as asked for: a bench knows its cell again
     model.save(tmp_path / "m")
     again = Recommender.load(tmp_path / "m")
     assert again.recommend([[100, 101]], k=5) == model.recommend([[100, 101]], k=5)
 
 
 def test_a_small_fit_of_narrow_vectors_on_the_command_line(tmp_path):
-    from small import here
-
     interactions, items = tables()
     narrow = items.set_column(2, "vector", pa.array([row[:5] for row in items["vector"].to_pylist()], pa.list_(pa.float32())))
     data = write(tmp_path / "data", interactions, narrow)
@@ -141,3 +140,16 @@ def test_a_small_fit_of_narrow_vectors_on_the_command_line(tmp_path):
     assert done.returncode == 0 and "5 numbers are cut into 5 facets, not 16" in done.stderr
     refused = here("fit", data, "-o", tmp_path / "run2", *settings(epochs=1, facets=8))
     assert refused.returncode != 0 and "cannot be cut into 8 facets" in refused.stderr
+
+
+def test_a_bench_knows_its_cell_of_narrow_vectors_again(tmp_path):
+    interactions, items = tables()
+    narrow = items.set_column(2, "vector", pa.array([row[:5] for row in items["vector"].to_pylist()], pa.list_(pa.float32())))
+    write(tmp_path / "shop", interactions, narrow)
+    small = "levels: 1, codewords: 8, quantizer_epochs: 0, width: 16, layers: 1, heads: 2, ffn: 16, experts: 1, epochs: 1"
+    (tmp_path / "plan.yaml").write_text(
+        f"data: {{shop: {{path: shop, text: [], views: [vector]}}}}\nmodels: [{{name: asymrec, settings: {{{small}}}}}]\n"
+    )
+    assert asymrec("bench", tmp_path / "plan.yaml").returncode == 0
+    listed = here("bench", tmp_path / "plan.yaml", "--list")
+    assert "finished" in listed.stdout and "to do" not in listed.stdout

@@ -118,6 +118,7 @@ class AsymRec(CodedModel):
     schedule = (20, 800, 100)  # codes are shared: it learns on where models with a vector for each item have begun to know them by heart
     network: Network
     quantizer: MHQ
+    _wide: int | None = None  # numbers of a vector that is cut into facets, where it is known
 
     def __init__(self, recipe: Recipe | None = None, **settings: Any):
         super().__init__(recipe, **settings)
@@ -127,21 +128,23 @@ class AsymRec(CodedModel):
 
     def _prepare(self, vectors: np.ndarray, counts: np.ndarray, listener: Listener) -> tuple[dict[str, Tensor], dict[str, Any]]:
         wide, facets = self.described(vectors).shape[1], self.recipe.quantizer.facets
+        self._wide = None
         if wide < facets == type(self.recipe.quantizer).model_fields["facets"].default:  # else somebody chose it, and is told
             listener.stage(f"note: vectors of {wide} numbers are cut into {wide} facets, not {facets}")
-            self._cut_into(wide)
+            self._wide = wide
         return super()._prepare(vectors, counts, listener)
 
     def _take(self, tensors: dict[str, Tensor]) -> None:
-        self._cut_into(min(self.recipe.quantizer.facets, self.described(tensors["vectors"]).shape[1]))
+        self._wide = self.described(tensors["vectors"]).shape[1]
         super()._take(tensors)
 
-    def _cut_into(self, facets: int) -> None:
-        quantizer = self.recipe.quantizer.model_copy(update={"facets": facets})
-        self.recipe = self.recipe.model_copy(update={"quantizer": quantizer})
+    def _facets(self) -> dict[str, Any]:
+        """The quantizer's settings, of no more facets than its vectors have numbers; the recipe stays what was asked for."""
+        asked = self.recipe.quantizer.model_dump()
+        return asked | {"facets": min(asked["facets"], self._wide or asked["facets"])}
 
     def _quantizer(self) -> MHQ:
-        return MHQ(seed=self.recipe.training.seed, **self.recipe.quantizer.model_dump())
+        return MHQ(seed=self.recipe.training.seed, **self._facets())
 
     def _network(self, n_items: int) -> Network:
         trained = torch.from_numpy(np.flatnonzero(self._counts))

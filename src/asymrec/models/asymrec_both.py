@@ -26,7 +26,7 @@ class AsymRecBoth(BothViews, AsymRec):
     quantizer: DualMHQ
 
     def _quantizer(self) -> DualMHQ:
-        return DualMHQ(seed=self.recipe.training.seed, **self.recipe.quantizer.model_dump(), **self.recipe.flexcode.model_dump())
+        return DualMHQ(seed=self.recipe.training.seed, **self._facets(), **self.recipe.flexcode.model_dump())
 
     def _network(self, n_items: int) -> Network:
         prepared, trained = self._prepared, torch.from_numpy(np.flatnonzero(self._counts))
