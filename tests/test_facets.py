@@ -80,6 +80,17 @@ def test_the_report_tells_split_and_usage(fitted):
     assert "8 facets x 2 levels x 16 codewords" in describe(report) and 0 < report["r2"] < 1
 
 
+def test_scaled_codewords_of_the_branches_stand_apart(fitted):
+    codes = fitted.encode(items())
+    scaled = fitted.scaled_codewords(codes)
+    wide = fitted._branch("semantic").scaled_codewords(codes % WORDS).shape[-1]
+    assert scaled.shape[:3] == (FACETS, LEVELS, 2 * WORDS)
+    assert not scaled[:, :, :WORDS, :wide].any() and not scaled[:, :, WORDS:, wide:].any() and scaled.isfinite().all()
+    taken = fitted.split(items()) > 0  # items whose first facet is collaborative
+    rebuilt = sum(scaled[0, level, codes[taken, level]] for level in range(LEVELS))
+    np.testing.assert_allclose(rebuilt[:, wide:].std(0, correction=0), 1, rtol=1e-3)
+
+
 def test_bad_input_is_told(fitted):
     with pytest.raises(VectorError, match="width 12, expected more than 8 collaborative columns and 4 features"):
         DualMHQ(**SMALL).fit(items()[:, :12])

@@ -332,3 +332,24 @@ def test_restore_refuses_other_shapes():
         MHQ(facets=2, codewords=8).restore(tensors)
     with pytest.raises(QuantizerError, match="'decoder' is missing"):
         MHQ(facets=4, codewords=8).restore({name: tensor for name, tensor in tensors.items() if name != "decoder"})
+
+
+def test_scaled_codewords_rebuild_items_of_spread_one():
+    vectors = embeddings()
+    quantizer = MHQ(facets=4, levels=3, codewords=32, projection=24).fit(vectors)
+    codes, books = quantizer.encode(vectors), quantizer.tensors()["codebooks"].numpy()
+    scaled = quantizer.scaled_codewords(codes).numpy()
+    assert scaled.shape == (4, 3, 32, 6)
+    rebuilt = np.stack([sum(scaled[f, level, codes[:, 3 * f + level]] for level in range(3)) for f in range(4)], 1)
+    np.testing.assert_allclose(rebuilt.std(0), 1, rtol=1e-4)
+    ratio = scaled / books  # one factor a dimension of a facet
+    np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:, :1, :1], ratio.shape), rtol=1e-4)
+    half = np.zeros((len(codes), 4), bool)
+    half[::2] = True
+    np.testing.assert_allclose(quantizer.scaled_codewords(codes, half), quantizer.scaled_codewords(codes[::2]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_dimension_without_spread_is_not_blown_up():
+    vectors = np.zeros((500, 8), np.float32)
+    vectors[:, :3] = embeddings(500, 3)
+    assert np.abs(MHQ(facets=2, levels=2, codewords=8).fit(vectors).scaled_codewords(np.zeros((4, 4), np.int32)).numpy()).max() < 1e7

@@ -12,6 +12,7 @@ from asymrec import EASE, AsymRec, Counts, Dataset, ItemKNN, Popularity, Recomme
 from asymrec.data import Sequences
 from asymrec.errors import ConfigError, DataError, RunError, UnknownIdError, VectorError
 from asymrec.evaluation import evaluate
+from asymrec.files import checksum
 from asymrec.models import HSTU, RPG, AsymRecBoth, FlexCode, Fusion, SASRec, SASRecContent, Tiger, coded
 from asymrec.models.trained import cut
 from asymrec.retrieval.index import CodeIndex
@@ -29,6 +30,7 @@ MODELS = {
     "asymrec-sampled": lambda **s: AsymRec(**SMALL | {"full_softmax": 0, "negatives": 24} | s),
     "asymrec-codes": lambda **s: AsymRec(**SMALL | {"read": "codes"} | s),
     "asymrec-continuous-input": lambda **s: AsymRec(**SMALL | {"read": "vectors"} | s),
+    "asymrec-free-codes": lambda **s: AsymRec(**SMALL | {"codeword_map": False} | s),
     "asymrec-vectors": lambda **s: AsymRec(**SMALL | {"write": "vectors", "temperature": None} | s),
     "asymrec-linear": lambda **s: AsymRec(**SMALL | {"objective": "heads", "linear_heads": True} | s),
     "asymrec+collaborative": lambda **s: AsymRecBoth(**SMALL | FLEX_SMALL | s),
@@ -286,6 +288,20 @@ def test_damage_and_other_versions_are_told(fitted, tmp_path):
         Recommender.load(tmp_path / "nowhere")
     with pytest.raises(RunError, match="not a run folder"):
         Recommender.load(tmp_path)
+
+
+def test_a_run_from_before_codes_knew_their_codewords_is_read(fitted, tmp_path):
+    model = fitted("asymrec-free-codes")
+    model.save(tmp_path)
+    config, manifest = tmp_path / "config.yaml", json.loads((tmp_path / "manifest.json").read_text())
+    kept = config.read_text()
+    assert "  codeword_map: false\n" in kept
+    config.write_text(kept.replace("  codeword_map: false\n", ""))
+    manifest["files"]["config.yaml"] = checksum(config)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    again = Recommender.load(tmp_path)
+    assert not again.recipe.network.codeword_map
+    assert again.recommend([["i1", "i2"]]) == model.recommend([["i1", "i2"]])
 
 
 def test_nothing_to_train_on_is_said():

@@ -104,6 +104,18 @@ def test_catalogue_head_scores_by_the_cosine_with_the_sum_of_code_embeddings():
     torch.testing.assert_close(ours, F.cross_entropy(logits, targets), rtol=1e-4, atol=1e-4)
 
 
+def test_embeddings_of_codes_are_learned_ones_plus_a_map_of_their_codewords():
+    torch.manual_seed(4)
+    codes, words = torch.randint(5, (11, 6)), torch.randn(2, 3, 5, 4)  # two facets of three levels
+    head = CatalogueHead(codes, words=5, width=16, temperature=0.05, codewords=words)
+    vectors = torch.stack(
+        [sum(head.embedding[h, c] + words[h // 3, h % 3, c] @ head.map[h // 3] for h, c in enumerate(row)) for row in codes.tolist()]
+    )
+    torch.testing.assert_close(head.vectors(), vectors, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(head.vectors(torch.tensor([7, 2])), vectors[[7, 2]], rtol=1e-4, atol=1e-5)
+    assert "codewords" not in head.state_dict()  # they are the quantizer's to keep
+
+
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_dropout_keeps_its_share_and_gives_the_same_mask_backwards(precision):
     torch.manual_seed(0)

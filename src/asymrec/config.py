@@ -135,6 +135,9 @@ class NetworkConfig(Section):
     read: Literal["vectors", "codes", "both"] = Field(
         "both", description="asymrec: an item is read as its vector (MSP), as its codes, or as the sum of both"
     )
+    codeword_map: bool = Field(
+        True, description="asymrec, objective `catalogue`: a linear map of the codeword is added to a code's learned embedding"
+    )
     write: Literal["codes", "vectors"] = Field("codes", description="asymrec: what is written: the item's codes, or its vector")
     experts: int = Field(3, ge=1, description="E, experts of MSP")
     expert_width: int | None = Field(None, ge=1, description="inner width of each expert; by default d_model")

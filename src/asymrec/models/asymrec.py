@@ -10,6 +10,8 @@ What differs from the paper:
   `objective=heads` is the paper's; the preset `paper` sets all of its choices.
 - `read=both` (default): beside the vector through MSP an item's codes are read as well, through the table that they are written with.
   `read=vectors` is the paper's asymmetry, preset `continuous-input`.
+- `codeword_map` (default): an embedding of a code is a learned one plus a linear map of the codeword that it stands for, so that codes of
+  like content are alike before anything is known of them; the target is still the code. `codeword_map=false`, preset `free-codes`.
 - `repeat`, one learned number for items that the history already holds, see `models/catalogue.py`.
 - Retrieval is exact: every item is scored, where the paper searches a graph.
 - Biases of codes, averaged weights and the settings the paper leaves open are ours; `docs/configuration.md` lists them.
@@ -53,6 +55,7 @@ class Network(CatalogueNetwork):
         trained: int [m], the items of training, whose mean and spread the vectors are standardised by.
         words: of every code, K; by default the recipe's.
         columns: of the vectors the first so many are read; None: all.
+        codewords: float32 [M, L, K, d], what the codes stand for, where their embeddings are to know it.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Network(CatalogueNetwork):
         trained: Tensor,
         words: int | None = None,
         columns: int | None = None,
+        codewords: Tensor | None = None,
     ):
         net, training, words = recipe.network, recipe.training, words or recipe.quantizer.codewords
         vectors = vectors[:, :columns]
@@ -84,7 +88,7 @@ class Network(CatalogueNetwork):
         elif net.write == "vectors":
             self.head = VectorHead(vectors - self.centre, net.width, training.temperature)
         else:
-            self.head = CatalogueHead(codes, words, net.width, training.temperature)
+            self.head = CatalogueHead(codes, words, net.width, training.temperature, codewords)
         self.reads_codes = net.read != "vectors"
         if self.reads_codes and not isinstance(self.head, CatalogueHead):
             self.embedding = nn.Parameter(torch.randn(codes.shape[1], words, net.width) * (codes.shape[1] * net.width) ** -0.5)
@@ -146,9 +150,16 @@ class AsymRec(CodedModel):
     def _quantizer(self) -> MHQ:
         return MHQ(seed=self.recipe.training.seed, **self._facets())
 
+    def _codewords(self, trained: Tensor) -> Tensor | None:
+        """What codes stand for, scaled by the items of training; None where nobody asks."""
+        if not self.recipe.network.codeword_map:
+            return None
+        return self.quantizer.scaled_codewords(self._prepared["codes"][trained].numpy())
+
     def _network(self, n_items: int) -> Network:
-        trained = torch.from_numpy(np.flatnonzero(self._counts))
-        return Network(self.recipe, self.history, self._prepared["vectors"], self._prepared["codes"], trained)
+        prepared, trained = self._prepared, torch.from_numpy(np.flatnonzero(self._counts))
+        words = self._codewords(trained)
+        return Network(self.recipe, self.history, prepared["vectors"], prepared["codes"], trained, codewords=words)
 
     def _loss(self, pieces: Sequences) -> Tensor:
         training, head = self.recipe.training, self.network.head
@@ -172,17 +183,30 @@ class AsymRec(CodedModel):
         if isinstance(head, FacetHeads):
             return head.log_probabilities(states)
         with torch.autocast(states.device.type, enabled=False):
-            return torch.einsum("nd,hkd->nhk", head.query(states), head.embedding) * len(head.embedding)
+            return torch.einsum("nd,hkd->nhk", head.query(states), self._embeddings) * len(self._embeddings)
 
     def own(self) -> np.ndarray | None:
         head = self.network.head
         if isinstance(head, FacetHeads):
             return None
-        codes = self._prepared["codes"].to(self.device)
+        codes, embeddings = self._prepared["codes"].to(self.device), self._embeddings
         with torch.inference_mode():
-            sums = CodeSum(codes, head.embedding.shape[1])
-            length = sums(head.embedding).norm(dim=-1).clamp_min(1e-12) if head.temperature else torch.ones(len(codes), device=self.device)
+            sums = CodeSum(codes, embeddings.shape[1])
+            length = sums(embeddings).norm(dim=-1).clamp_min(1e-12) if head.temperature else torch.ones(len(codes), device=self.device)
             return torch.stack((1 / length, sums(head.bias).squeeze(-1)), 1).cpu().numpy()
+
+    def restore(self, tensors: dict[str, Tensor], vectors: np.ndarray | None, codes: np.ndarray | None) -> None:
+        network = self.recipe.network
+        coded = network.write == "codes" and self.recipe.training.objective != "heads"
+        if coded and "network.head.map" not in tensors:  # fitted before there was one
+            self.recipe = self.recipe.model_copy(update={"network": network.model_copy(update={"codeword_map": False})})
+        super().restore(tensors, vectors, codes)
+
+    def _freeze(self) -> None:
+        super()._freeze()
+        if isinstance(self.network.head, CatalogueHead):
+            with torch.inference_mode():
+                self._embeddings = self.network.head.embeddings()
 
     def searches(self) -> bool:
         return isinstance(self.network.head, FacetHeads | CatalogueHead)

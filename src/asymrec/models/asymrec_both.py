@@ -31,6 +31,5 @@ class AsymRecBoth(BothViews, AsymRec):
     def _network(self, n_items: int) -> Network:
         prepared, trained = self._prepared, torch.from_numpy(np.flatnonzero(self._counts))
         read = prepared["vectors"].shape[1] - FEATURES  # the features are the router's
-        return Network(
-            self.recipe, self.history, prepared["vectors"], prepared["codes"], trained, 2 * self.recipe.quantizer.codewords, read
-        )
+        vectors, codes, words = prepared["vectors"], prepared["codes"], 2 * self.recipe.quantizer.codewords
+        return Network(self.recipe, self.history, vectors, codes, trained, words, read, self._codewords(trained))

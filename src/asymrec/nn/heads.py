@@ -8,6 +8,8 @@ Two ways to learn the same discrete target:
 - `CatalogueHead`, ours: heads are linear, so that an item's score, the sum over heads of <state, embedding of its code>, is one
   product with the sum of its code embeddings. That sum is normalised and the softmax runs over the items of the catalogue, not
   over codewords: probability is not spent on code combinations that no item has. The target is still MHQ's code.
+  A code's embedding is a learned one plus a linear map of its codeword, one map for all codes of a facet: codes of like content begin
+  alike, and a rare code learns from the others.
 
 And one without codes, `VectorHead`: it compares with the items' own continuous vectors, the paper's ablation "continuous output".
 """
@@ -39,19 +41,32 @@ class CatalogueHead(nn.Module):
         words: K.
         width: d_model.
         temperature: divides the cosine; None: inner products.
+        codewords: float32 [M, L, K, d], M * L = H, what the codes stand for; None: embeddings are learned alone.
     """
 
-    def __init__(self, codes: Tensor, words: int, width: int, temperature: float | None):
+    def __init__(self, codes: Tensor, words: int, width: int, temperature: float | None, codewords: Tensor | None = None):
         super().__init__()
         heads = codes.shape[1]
         self.embedding = nn.Parameter(torch.randn(heads, words, width) * (heads * width) ** -0.5)
         self.bias = nn.Parameter(torch.zeros(heads, words, 1))
+        self.map = None
+        if codewords is not None:
+            facets, _, _, d = codewords.shape
+            self.register_buffer("codewords", codewords.flatten(1, 2), persistent=False)
+            self.map = nn.Parameter(torch.randn(facets, d, width) * (facets * d * width) ** -0.5)  # both parts start at one size
         self.sum = CodeSum(codes, words)
         self.temperature = temperature
 
+    def embeddings(self) -> Tensor:
+        """Of all codes, [H, K, width]."""
+        if self.map is None:
+            return self.embedding
+        with torch.autocast(self.map.device.type, enabled=False):
+            return self.embedding + torch.bmm(self.codewords, self.map).view_as(self.embedding)
+
     def vectors(self, rows: Tensor | None = None) -> Tensor:
         """The sum of an item's code embeddings, of all items or of some rows: [items, width]."""
-        return self.sum(self.embedding, rows)
+        return self.sum(self.embeddings(), rows)
 
     def items(self, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Of all items, or of some rows: vectors of length 1 [items, width] and biases [items]."""
@@ -64,7 +79,7 @@ class CatalogueHead(nn.Module):
     def facet_loss(self, states: Tensor, codes: Tensor, precision: torch.dtype) -> Tensor:
         """The same linear heads under the paper's loss: mean cross-entropy over heads; codes int64 [n, H] of the targets."""
         query = self.query(states).expand(len(self.embedding), -1, -1)
-        return heads_cross_entropy(query, self.embedding, codes.T.contiguous(), precision)
+        return heads_cross_entropy(query, self.embeddings(), codes.T.contiguous(), precision)
 
 
 class VectorHead(nn.Module):

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from asymrec.config import Recipe
 from asymrec.errors import QuantizerError
@@ -125,6 +126,14 @@ class DualMHQ(TwoBranches):
         """bool [n, M], which facets are collaborative (as their first level says); codes without their branch."""
         words = self.mhq.codewords
         return codes[:, :: self.mhq.levels] < words, codes % words
+
+    def scaled_codewords(self, codes: np.ndarray) -> Tensor:
+        """As MHQ's, [M, L, 2K, d]: of a place's words each branch's have dimensions of their own, and 0 in the other's."""
+        taken, own = self._taken(codes)
+        kept = {"semantic": ~taken, "collaborative": taken}
+        semantic, collaborative = (self._branch(name).scaled_codewords(own, kept[name]) for name in BRANCHES)
+        wide = semantic.shape[-1], collaborative.shape[-1]
+        return torch.cat([F.pad(collaborative, (wide[0], 0)), F.pad(semantic, (0, wide[1]))], 2)
 
     def _decode(self, codes: np.ndarray) -> np.ndarray:
         taken, own = self._taken(codes)

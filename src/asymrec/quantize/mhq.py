@@ -37,6 +37,7 @@ from asymrec.threads import spread, team
 
 START_STEPS, FINAL_STEPS = 15, 2  # rounds of k-means a level
 ENERGY_TO_LOSE = 0.05
+LEAST_SPREAD = 1e-6  # of a total variance of 1: less is rounding
 
 
 class MHQ(Quantizer):
@@ -235,6 +236,17 @@ class MHQ(Quantizer):
             left = facets - self._partial(codes[rows])[-1]
             found[rows] = (facets.square().sum(2) - left.square().sum(2)).T
         return found
+
+    def scaled_codewords(self, codes: np.ndarray, kept: np.ndarray | None = None) -> Tensor:
+        """The codebooks [M, L, K, D/M], each dimension divided by its spread over the rebuilt facets of items of these codes [n, M*L].
+
+        kept: bool [n, M], the facets that count.
+        """
+        facets = self._partial(codes)[-1]
+        counted = torch.ones(facets.shape[:2]) if kept is None else torch.from_numpy(kept).T.float()
+        share = (counted / counted.sum(1, keepdim=True).clamp_min(1)).unsqueeze(-1)
+        spread = (share * (facets - (share * facets).sum(1, keepdim=True)).square()).sum(1).sqrt()
+        return self._tensors["codebooks"] / spread.clamp_min(LEAST_SPREAD).unsqueeze(1).unsqueeze(1)
 
     def _partial(self, codes: np.ndarray) -> list[Tensor]:
         """Rebuilt facets [M, n, D/M] after each level."""
