@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 LOGS = Path(__file__).parent / "logs"
-BASE = {"read": "vectors", "epochs": 13}  # what the default was when the committed rows were made; now the preset `continuous-input`
+BASE = {"read": "vectors", "codeword_map": False, "epochs": 13}  # what the default was when the committed rows were made
 ROWS = {
     "default": {},
     "heads": {"objective": "heads", "temperature": 0.03, "learning_rate": 3e-3, "epochs": 30, "patience": 30},

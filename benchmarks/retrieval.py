@@ -58,7 +58,7 @@ class Catalogue:
             users = np.linspace(0, len(model.dataset.sequences) - 1, QUERIES).astype(int)
             with torch.inference_mode():
                 self.states = head.query(model._last_states(model.dataset.sequences.take(users))).numpy()
-                self.embedding = head.embedding.detach().numpy()
+                self.embedding = head.embeddings().detach().numpy()
         levels = pool.shape[1] // facets
         one, other = rng.integers(0, len(pool), (2, n))
         self.codes = pool[one].astype(np.uint8)
