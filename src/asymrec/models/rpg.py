@@ -67,7 +67,7 @@ class RPG(CodedModel):
 
     name = "rpg"
     defaults: ClassVar[dict[str, Any]] = {"width": 448, "temperature": 0.03, "learning_rate": 1.5e-3, "batch": 512, "patience": 8}
-    schedule = (12, 6000, 100)
+    schedule = (12, 12000, 100)
     space: ClassVar[dict[str, list[Any]]] = {"dropout": [0.3, 0.5], "learning_rate": [1e-3, 1.5e-3, 3e-3], "opq_codes": [16, 32]}
     network: Network
     quantizer: ProductQuantizer
