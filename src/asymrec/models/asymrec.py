@@ -43,6 +43,8 @@ from asymrec.quantize import MHQ
 from asymrec.retrieval.exact import score_codes
 from asymrec.training.listener import Listener
 
+SCALED_BY = 1 << 15  # items, evenly taken, whose spread codewords are scaled by
+
 
 class Network(CatalogueNetwork):
     """MSP (or code embeddings), decoder and head over a fixed catalogue.
@@ -151,10 +153,11 @@ class AsymRec(CodedModel):
         return MHQ(seed=self.recipe.training.seed, **self._facets())
 
     def _codewords(self, trained: Tensor) -> Tensor | None:
-        """What codes stand for, scaled by the items of training; None where nobody asks."""
+        """What codes stand for, scaled by items of training; None where nobody asks."""
         if not self.recipe.network.codeword_map:
             return None
-        return self.quantizer.scaled_codewords(self._prepared["codes"][trained].numpy())
+        some = trained[:: -(-len(trained) // SCALED_BY)]
+        return self.quantizer.scaled_codewords(self._prepared["codes"][some].numpy())
 
     def _network(self, n_items: int) -> Network:
         prepared, trained = self._prepared, torch.from_numpy(np.flatnonzero(self._counts))
