@@ -152,17 +152,22 @@ class AsymRec(CodedModel):
     def _quantizer(self) -> MHQ:
         return MHQ(seed=self.recipe.training.seed, **self._facets())
 
+    @property
+    def _sums_codes(self) -> bool:
+        """Whether the head is a CatalogueHead."""
+        return self.recipe.network.write == "codes" and self.recipe.training.objective != "heads"
+
     def _codewords(self, trained: Tensor) -> Tensor | None:
-        """What codes stand for, scaled by items of training; None where nobody asks."""
-        if not self.recipe.network.codeword_map:
+        """What codes stand for, scaled by items of training; None where no embedding is to know it."""
+        if not (self.recipe.network.codeword_map and self._sums_codes):
             return None
         some = trained[:: -(-len(trained) // SCALED_BY)]
         return self.quantizer.scaled_codewords(self._prepared["codes"][some].numpy())
 
-    def _network(self, n_items: int) -> Network:
+    def _network(self, n_items: int, words: int | None = None, columns: int | None = None) -> Network:
         prepared, trained = self._prepared, torch.from_numpy(np.flatnonzero(self._counts))
-        words = self._codewords(trained)
-        return Network(self.recipe, self.history, prepared["vectors"], prepared["codes"], trained, codewords=words)
+        known = prepared["vectors"], prepared["codes"], trained
+        return Network(self.recipe, self.history, *known, words, columns, self._codewords(trained))
 
     def _loss(self, pieces: Sequences) -> Tensor:
         training, head = self.recipe.training, self.network.head
@@ -199,10 +204,9 @@ class AsymRec(CodedModel):
             return torch.stack((1 / length, sums(head.bias).squeeze(-1)), 1).cpu().numpy()
 
     def restore(self, tensors: dict[str, Tensor], vectors: np.ndarray | None, codes: np.ndarray | None) -> None:
-        network = self.recipe.network
-        coded = network.write == "codes" and self.recipe.training.objective != "heads"
-        if coded and "network.head.map" not in tensors:  # fitted before there was one
-            self.recipe = self.recipe.model_copy(update={"network": network.model_copy(update={"codeword_map": False})})
+        if self._sums_codes and "network.head.map" not in tensors:  # fitted before there was one
+            network = self.recipe.network.model_copy(update={"codeword_map": False})
+            self.recipe = self.recipe.model_copy(update={"network": network})
         super().restore(tensors, vectors, codes)
 
     def _freeze(self) -> None:

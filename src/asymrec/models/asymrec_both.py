@@ -7,9 +7,6 @@ AsymRec's; the collaborative vectors are of training interactions alone (`both.p
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-
 from asymrec.models.asymrec import AsymRec, Network
 from asymrec.models.both import BothViews
 from asymrec.quantize.facets import DualMHQ
@@ -29,7 +26,5 @@ class AsymRecBoth(BothViews, AsymRec):
         return DualMHQ(seed=self.recipe.training.seed, **self._facets(), **self.recipe.flexcode.model_dump())
 
     def _network(self, n_items: int) -> Network:
-        prepared, trained = self._prepared, torch.from_numpy(np.flatnonzero(self._counts))
-        read = prepared["vectors"].shape[1] - FEATURES  # the features are the router's
-        vectors, codes, words = prepared["vectors"], prepared["codes"], 2 * self.recipe.quantizer.codewords
-        return Network(self.recipe, self.history, vectors, codes, trained, words, read, self._codewords(trained))
+        read = self._prepared["vectors"].shape[1] - FEATURES  # the features are the router's
+        return super()._network(n_items, 2 * self.recipe.quantizer.codewords, read)
