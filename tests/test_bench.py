@@ -419,7 +419,7 @@ def test_the_export_has_a_log_a_cell_and_no_path(bench, tmp_path):
     folder = tmp_path / "logs/shop"
     names = contents(folder)
     assert {"table.md", "table.csv", "table.html", "cells/shop_standard_asymrec_seed-1.json"} < set(names)
-    assert "cells/shop_standard_counts_trial-2.json" in names and len(names) == 4 + 6 + 5
+    assert "cells/shop_standard_counts_trial-2.json" in names and len(names) == 4 + 6 + 5 + 2
     log = json.loads((folder / "cells/shop_standard_asymrec_seed-1.json").read_text())
     assert log["command"] == (bench / "out/shop/standard/asymrec/seed-1/command.txt").read_text().strip()
     assert log["dataset"]["name"] == "shop" and [entry["epoch"] for entry in log["curve"]] == [1, 2]
@@ -428,7 +428,7 @@ def test_the_export_has_a_log_a_cell_and_no_path(bench, tmp_path):
     assert log["metrics"]["kept"]["ndcg@10"] == pytest.approx(exact["kept"]["ndcg@10"], rel=1e-5)
     assert log["metrics"]["slices"]["popularity"].keys() == exact["slices"]["popularity"].keys()
     for path in (folder / name for name in names if (folder / name).is_file()):
-        text = path.read_text()
+        text = path.read_bytes().decode(errors="replace")
         for place in (str(bench), str(bench.resolve()), str(Path.home()), sys.prefix, socket.gethostname()):
             assert place not in text, (path, place)
     again = here("bench", bench / "plan.yaml", "--export", folder)
@@ -436,3 +436,56 @@ def test_the_export_has_a_log_a_cell_and_no_path(bench, tmp_path):
     (folder / "mine.txt").write_text("")
     refused = here("bench", bench / "plan.yaml", "--export", folder)
     assert refused.returncode == 2 and "mine.txt" in refused.stderr and (folder / "mine.txt").exists()
+
+
+def test_an_export_is_taken_over_by_another_output_and_its_tables_are_the_same(bench, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert here("bench", bench / "plan.yaml", "--export", first).returncode == 0
+    other = ("bench", bench / "plan.yaml", "-o", tmp_path / "out")
+    done = here(*other, "--import", first, "--export", second)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr and f"{first}: 11 cells taken" in done.stdout
+    assert contents(first) == contents(second)
+    for name in contents(first):
+        if name.endswith(".json"):
+            assert json.loads((first / name).read_text()) == json.loads((second / name).read_text()), name
+    ranks = [pq.read_table(folder / "ranks/shop_standard.parquet") for folder in (first, second)]
+    assert ranks[0].equals(ranks[1]) and "asymrec seed-1 removed" in ranks[0].column_names
+    rows = [list(csv.DictReader(open(folder / "table.csv", encoding="utf-8"))) for folder in (first, second)]
+    for row, again in zip(*rows, strict=True):
+        assert row.keys() == again.keys()
+        for name in row:
+            try:
+                assert float(again[name]) == pytest.approx(float(row[name]), rel=1e-5), name
+            except ValueError:
+                assert again[name] == row[name], name
+    # nothing is fitted anew, and what is there is not taken twice
+    assert "0 cells taken" in here(*other, "--import", first).stdout
+    plan = read_plan(bench / "plan.yaml", output=tmp_path / "out")
+    assert {state(plan, cell) for cell in plan.cells(["protocol=standard"])} == {"finished"}
+
+
+def test_what_cannot_be_taken_over_is_told_and_left(bench, tmp_path):
+    folder = tmp_path / "logs"
+    assert here("bench", bench / "plan.yaml", "--export", folder).returncode == 0
+    changed = tmp_path / "plan.yaml"
+    plan = yaml.safe_load((bench / "plan.yaml").read_text())
+    plan["models"][2]["settings"] = plan["models"][2]["settings"] | {"width": 24}
+    changed.write_text(yaml.safe_dump(plan))
+    other = ("bench", changed, "--root", bench)
+    done = here(*other, "-o", tmp_path / "a", "--import", folder)
+    assert done.returncode == 0 and "7 cells taken" in done.stdout
+    notes = done.stderr.splitlines()
+    assert len(notes) == 4 and all("shop standard asymrec" in note for note in notes)
+    assert "other settings" in notes[0] and "trials are not all there" in notes[-1]
+    assert not (tmp_path / "a/shop/standard/asymrec").exists()
+
+    (folder / "ranks/shop_standard.parquet").unlink()  # as versions before ranks were exported have it
+    done = here("bench", bench / "plan.yaml", "-o", tmp_path / "b", "--import", folder)
+    assert done.returncode == 0 and "5 cells taken" in done.stdout and done.stderr.count("its ranks are not in the export") == 6
+    for damage in ("{", "[]", '{"state": "finished"}'):
+        (folder / "cells/shop_standard_popularity_seed-0.json").write_text(damage)
+        done = here("bench", bench / "plan.yaml", "-o", tmp_path / "c", "--import", folder)
+        assert done.returncode == 2 and "shop_standard_popularity_seed-0.json is damaged" in done.stderr, damage
+    nothing = here("bench", bench / "plan.yaml", "-o", tmp_path / "d", "--import", tmp_path / "none")
+    assert nothing.returncode == 2 and "is no export" in nothing.stderr

@@ -286,10 +286,16 @@ def bench(
     jobs: Annotated[int | None, typer.Option(metavar="N", help="Cells at once, instead of CONFIG's.")] = None,
     listed: Annotated[bool, typer.Option("--list", help="Print the cells and their state, and stop.")] = False,
     table: Annotated[bool, typer.Option("--table", help="Only write the tables of what is finished.")] = False,
-    export: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Only write tables and a log a cell, to be committed.")] = None,
+    export: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Only write tables, ranks and a log a cell, to be committed.")
+    ] = None,
+    imports: Annotated[
+        list[Path] | None, typer.Option("--import", metavar="FOLDER", help="Only take over what is finished in an export; may be repeated.")
+    ] = None,
 ) -> None:
     """Fit a grid of models, data sets, protocols and seeds, tune on validation, write one table. The same command goes on."""
     from asymrec.bench.export import export as write_export
+    from asymrec.bench.export import take
     from asymrec.bench.plan import parse_folders, read_plan
     from asymrec.bench.run import run_cells, state
     from asymrec.bench.table import write_tables
@@ -300,7 +306,12 @@ def bench(
         print_table(["cell", "state"], [[str(cell), state(plan, cell)] for cell in (*plan.trials_of(cells), *cells)])
         return
     failed = []
-    if not table and export is None:
+    for folder in imports or []:
+        taken, left = take(plan, folder)
+        for cell, why in left:
+            print(f"note: {cell} is not taken from {folder}: {why}", file=sys.stderr)
+        print(f"{folder}: {len(taken)} cells taken")
+    if not imports and not table and export is None:
         try:
             failed = run_cells(plan, cells, lambda line: print(line, flush=True))
         except KeyboardInterrupt:

@@ -49,7 +49,7 @@ def run_cells(plan: Plan, cells: Iterable[Cell], say: Callable[[str], None] = pr
     names = list(dict.fromkeys(cell.data for cell in cells))
     if names and not any(plan.data[name].path.exists() for name in names):
         raise RunError(f"data '{names[0]}': {missing(plan, names[0])}")
-    with _alone(plan.output) as lock, _terminated():
+    with alone(plan.output) as lock, _terminated():
         failed = _look(plan, cells, say)
         tried = [cell for cell in cells if not against(plan, cell)]
         waiting, going = [*(trial for trial in plan.trials_of(tried) if not against(plan, trial)), *tried], []
@@ -114,29 +114,31 @@ def read(plan: Plan, cell: Cell) -> dict[str, Any]:
     folder = plan.output / cell.place
     try:
         record = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
-        same = record["model"] == cell.entry.model and record["state"] in (*SETTLED, "begun") and _same_settings(folder, record, cell)
-        same = same and _same_data(plan, record, cell)
-        if record["state"] == "stopped" and record["minutes"] != plan.tuning.minutes:
-            same = False
+        same = record["state"] in (*SETTLED, "begun") and agrees(plan, cell, record, _recipe_of(folder))
     except (OSError, ValueError, KeyError, TypeError):
         same = False
     record = record if same else {"state": "to do"}
     return record if record["state"] in DONE else against(plan, cell) or record
 
 
-def _same_data(plan: Plan, record: dict[str, Any], cell: Cell) -> bool:
-    """Whether the data are those it was begun with; taken for that where nothing is known of either, as in cells of earlier versions."""
+def agrees(plan: Plan, cell: Cell, record: dict[str, Any], recipe: dict[str, Any] | None) -> bool:
+    """Whether what a record is of is what the cell would be now: its model, its settings (those that one of the two does not know are
+    passed) and its data (taken for the same where nothing is known of either, as in cells of earlier versions).
+
+    recipe: what it was fitted with; None where it failed, or was killed, before it began to fit.
+    """
+    if recipe is None:
+        settings = record["settings"] == json.loads(json.dumps(cell.settings))
+    else:
+        settings = _agree(recipe, cell.recipe().model_dump(mode="json"))
     kept = record.get("fingerprint")
-    return kept is None or fingerprint_of(plan, cell) in (None, kept)
+    limit = record["state"] != "stopped" or record["minutes"] == plan.tuning.minutes
+    return record["model"] == cell.entry.model and settings and limit and (kept is None or fingerprint_of(plan, cell) in (None, kept))
 
 
-def _same_settings(folder: Path, record: dict[str, Any], cell: Cell) -> bool:
-    """Whether what the cell was fitted with is what it would be fitted with now; settings that one of the two does not know are passed."""
+def _recipe_of(folder: Path) -> dict[str, Any] | None:
     paths = [folder / "config.yaml", *(folder / "run" / name / "config.yaml" for name in ("", CHECKPOINT))]
-    kept = next((yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths if path.exists()), None)
-    if kept is None:  # it failed, or was killed, before it began to fit
-        return record["settings"] == json.loads(json.dumps(cell.settings))
-    return _agree(kept, cell.recipe().model_dump(mode="json"))
+    return next((yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths if path.exists()), None)
 
 
 def _agree(kept: Any, now: Any) -> bool:
@@ -294,7 +296,7 @@ def _line(cell: Cell, record: dict[str, Any], plan: Plan) -> str:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[int]:
+def alone(folder: Path) -> Iterator[int]:
     """One bench at a time on an output; yields the descriptor that holds the lock, 0 where the system has none."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
