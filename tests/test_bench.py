@@ -451,7 +451,7 @@ def test_an_export_is_taken_over_by_another_output_and_its_tables_are_the_same(b
             assert json.loads((first / name).read_text()) == json.loads((second / name).read_text()), name
     ranks = [pq.read_table(folder / "ranks/shop_standard.parquet") for folder in (first, second)]
     assert ranks[0].equals(ranks[1]) and "asymrec seed-1 removed" in ranks[0].column_names
-    rows = [list(csv.DictReader(open(folder / "table.csv", encoding="utf-8"))) for folder in (first, second)]
+    rows = [list(csv.DictReader((folder / "table.csv").read_text(encoding="utf-8").splitlines())) for folder in (first, second)]
     for row, again in zip(*rows, strict=True):
         assert row.keys() == again.keys()
         for name in row:
