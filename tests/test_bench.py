@@ -20,7 +20,8 @@ import yaml
 from small import SETTINGS, asymrec, contents, environment, here, tables, write
 
 from asymrec.bench.figures import Averaged, findings
-from asymrec.bench.plan import Entry, Tuning, draws, read_plan
+from asymrec.bench.plan import Entry, Tuning, draws
+from asymrec.bench.plan_file import read_plan
 from asymrec.bench.run import read, settled, state
 from asymrec.data import Dataset
 from asymrec.errors import ConfigError, EvaluationError

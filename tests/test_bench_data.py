@@ -19,7 +19,7 @@ import yaml
 from small import SETTINGS, environment, here, tables, write
 
 from asymrec.bench.data import fingerprint
-from asymrec.bench.plan import read_plan
+from asymrec.bench.plan_file import read_plan
 from asymrec.bench.run import read, state
 from asymrec.data import Dataset
 

@@ -23,9 +23,9 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from asymrec.config import PRESETS, DataConfig, Recipe
+from asymrec.config import DataConfig, Recipe
 from asymrec.errors import ConfigError
 from asymrec.runs import find_model
 from asymrec.vectors.columns import SUFFIXES
@@ -37,22 +37,14 @@ COLUMNS = tuple(leaf for leaf in DataConfig.model_fields if leaf not in ("split"
 READING = (*COLUMNS, "text", "views")  # what a data set may say of itself: how it is read, nothing that tunes
 Protocol = Literal["standard", "untied", "time"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$")]  # a folder of that name is made
-WORDS = {  # pydantic's kinds of error in words of the file
-    "string_pattern_mismatch": "expected a name of letters, digits, . + - _, a letter or a digit first",
-    "tuple_type": "expected a list",
-    "list_type": "expected a list",
-    "dict_type": "expected a mapping",
-    "too_short": "is empty",
-    "missing": "is missing",
-}
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
     """A scalar where a list is wanted is a list of one."""
     return [value] if isinstance(value, (str, int, float)) else value
 
 
-Listed = BeforeValidator(_listed)
+Listed = BeforeValidator(listed)
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), Listed]
 
 
@@ -84,13 +76,13 @@ class Entry(Part):
     @property
     def columns(self) -> bool:
         """Whether it says itself how tables are read, so that nothing is known of a data set before it is tried."""
-        return any(_leaf(name) in COLUMNS for name in self.settings)
+        return any(leaf_of(name) in COLUMNS for name in self.settings)
 
     def searched(self) -> dict[str, list[Any]]:
         """What is tuned, leaf name -> values: what the entry fixes by its settings is not."""
         space = find_model(self.model).space if self.space is None else self.space
-        fixed = {_leaf(name) for name in self.settings}
-        return {_leaf(name): values for name, values in space.items() if _leaf(name) not in fixed} if self.tune else {}
+        fixed = {leaf_of(name) for name in self.settings}
+        return {leaf_of(name): values for name, values in space.items() if leaf_of(name) not in fixed} if self.tune else {}
 
 
 class Tuning(Part):
@@ -193,7 +185,7 @@ class Cell:
 
     def _settings(self, folder: str) -> dict[str, Any]:
         """`settings`, the data set's files of vectors in this folder."""
-        own = {_leaf(name) for name in self.entry.settings}
+        own = {leaf_of(name) for name in self.entry.settings}
         reading = {name: value for name, value in self.reading.items() if name not in own}
         if folder and "views" in reading:
             reading["views"] = [str(Path(folder, view)) if is_file(view) else view for view in reading["views"]]
@@ -201,7 +193,7 @@ class Cell:
 
     def vector_files(self, folder: Path) -> list[Path]:
         """Files of vectors that its fit reads; the data set's own lie in its folder."""
-        views = (view for name, value in self._settings(str(folder)).items() if _leaf(name) == "views" for view in value)
+        views = (view for name, value in self._settings(str(folder)).items() if leaf_of(name) == "views" for view in value)
         return [Path(view).expanduser() for view in views if is_file(view)]
 
     def recipe(self) -> Recipe:
@@ -233,57 +225,6 @@ def draws(entry: Entry, tuning: Tuning) -> list[dict[str, Any]]:
     return [{}, *(dict(zip(names, others[at])) for at in order)]
 
 
-def read_plan(
-    path: str | Path,
-    *,
-    output: str | Path | None = None,
-    root: str | Path | None = None,
-    folders: dict[str, str] | None = None,
-    jobs: int | None = None,
-) -> Plan:
-    """The plan in a file, every setting and every trial checked.
-
-    Args:
-        output: instead of the file's. root: what the folders of `data` are relative to; by default the file's own folder, as `output`.
-        folders: data name -> folder, instead of the file's; how it is read stays the file's. jobs: instead of the file's.
-    Raises:
-        ConfigError: not YAML, unknown key (the nearest is named), impossible value, settings for one data set.
-    """
-    path = Path(path)
-    tree = _read(path)
-    home = path.absolute().parent
-    tree.setdefault("title", path.stem)
-    if jobs is not None:
-        tree["jobs"] = jobs
-    try:
-        plan = Plan.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {_fault(error)}") from None
-    for name in folders or {}:
-        if name not in plan.data:
-            raise ConfigError(f"--data {name}: {path} has no data set of that name{_nearest(name, plan.data)}")
-    base = home if root is None else Path(root).absolute()
-    places = {name: base / tables.path for name, tables in plan.data.items()} | {
-        name: Path(folder).absolute() for name, folder in (folders or {}).items()
-    }
-    data = {name: tables.model_copy(update={"path": places[name]}) for name, tables in plan.data.items()}
-    target = home / plan.output if output is None else Path(output).absolute()
-    plan = plan.model_copy(update={"data": data, "output": target})
-    _check(path, plan)
-    return plan
-
-
-def parse_folders(pairs: Iterable[str]) -> dict[str, str]:
-    """`["beauty=../data/beauty"]` -> `{"beauty": "../data/beauty"}`. Raises ConfigError."""
-    folders = {}
-    for pair in pairs:
-        name, equals, folder = pair.partition("=")
-        if not (equals and name and folder):
-            raise ConfigError(f"--data takes NAME=FOLDER, not '{pair}'")
-        folders[name] = folder
-    return folders
-
-
 def chosen(plan: Plan, only: Iterable[str]) -> dict[str, set[str]]:
     """`["model=asymrec,data=beauty"]` -> the values of each axis; an axis that is not named is not narrowed. Raises ConfigError."""
     known = {
@@ -298,117 +239,9 @@ def chosen(plan: Plan, only: Iterable[str]) -> dict[str, set[str]]:
         if not equals or axis not in AXES:
             raise ConfigError(f"--only takes {', '.join(f'{name}=...' for name in AXES)}, not '{pair}'")
         if value not in known[axis]:
-            raise ConfigError(f"--only {pair}: the plan has no such {axis}{_nearest(value, known[axis])}")
+            raise ConfigError(f"--only {pair}: the plan has no such {axis}{nearest(value, known[axis])}")
         wanted[axis].add(value)
     return wanted
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The file as a tree in which every model and every data set is a mapping, its keys known."""
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    _known(path, "", tree, Plan)
-    if "data" in tree:
-        if not isinstance(tree["data"], dict):
-            raise ConfigError(f"{path}: 'data': expected a mapping of names to folders (got {tree['data']!r})")
-        tree["data"] = {str(name): _tables(path, name, given) for name, given in tree["data"].items()}
-    if isinstance(tree.get("models"), (str, dict)):
-        tree["models"] = [tree["models"]]
-    if isinstance(tree.get("models"), list):
-        tree["models"] = [{"name": one} if isinstance(one, str) else one for one in tree["models"]]
-        for at, one in enumerate(tree["models"]):
-            _known(path, f"models.{at}.", one, Entry)
-            one["model"] = one.get("model") or one.get("name")
-    if tree.get("tuning") is not None:
-        _known(path, "tuning.", tree["tuning"], Tuning)
-    if tree.get("headline") and not isinstance(tree["headline"], list):
-        tree["headline"] = [tree["headline"]]
-    for at, one in enumerate(tree.get("headline") or []):
-        _known(path, f"headline.{at}.", one, Headline)
-    return tree
-
-
-def _tables(path: Path, name: str, given: Any) -> dict[str, Any]:
-    """A data set's folder, or its mapping, as `Tables` has it."""
-    given = {"path": given} if isinstance(given, str) else given
-    if not isinstance(given, dict):
-        raise ConfigError(f"{path}: 'data.{name}' takes a folder, or a mapping with its `path` (got {given!r})")
-    for key in given:
-        if key not in ("path", *READING):
-            why = "takes a folder and how its tables are read, for settings are the same for every data set"
-            raise ConfigError(f"{path}: 'data.{name}' {why}: not '{key}'{_nearest(str(key), ('path', *READING))}")
-    if not isinstance(given.get("path"), str):
-        raise ConfigError(f"{path}: 'data.{name}.path': expected a folder (got {given.get('path')!r})")
-    reading = {key: value for key, value in given.items() if key != "path"}
-    reading |= {key: _listed(reading[key]) for key in ("text", "views") if key in reading}
-    try:
-        Recipe.of(None, **reading)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: 'data.{name}': {error}") from None
-    return {"path": given["path"], "reading": reading}
-
-
-def _fault(error: ValidationError) -> str:
-    """The first fault: where in the file, what was expected, what is there."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if not re.search(r"[\[\]]", str(part)))  # `[key]`, and the kinds that were tried
-    got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
-    return f"'{where}': {WORDS.get(first['type'], first['msg'])}{got}"
-
-
-def _known(path: Path, where: str, tree: Any, part: type[Part]) -> None:
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected keys and values{f' in {where[:-1]!r}' if where else ''}, found {type(tree).__name__}")
-    for key in tree:
-        if key not in part.model_fields:
-            raise ConfigError(f"{path}: unknown key '{where}{key}'{_nearest(str(key), part.model_fields)}")
-
-
-def _check(path: Path, plan: Plan) -> None:
-    """What can be known of every cell before anything is fitted."""
-    names = [entry.name for entry in plan.models]
-    if isinstance(plan.seeds, dict) and set(plan.seeds) != set(plan.protocols):
-        raise ConfigError(f"{path}: 'seeds' has {', '.join(plan.seeds)}, 'protocols' {', '.join(plan.protocols)}: give seeds for each")
-    seeds = [(f"seeds of {protocol}", plan.seeds_of(protocol)) for protocol in plan.protocols]
-    for key, values in (("models", names), ("protocols", plan.protocols), *seeds):
-        if twice := [value for value in values if values.count(value) > 1]:
-            hint = ": give each a `name` of its own" if key == "models" else ""
-            raise ConfigError(f"{path}: '{key}' has {twice[0]} twice{hint}")
-    for entry in plan.models:
-        try:
-            _check_entry(entry, plan.tuning or Tuning(trials=1))
-        except ConfigError as error:
-            raise ConfigError(f"{path}: model '{entry.name}': {error}") from None
-    for headline in plan.headline:
-        for name in (headline.model, *headline.rivals):
-            if name not in names:
-                raise ConfigError(f"{path}: headline: there is no model '{name}'{_nearest(name, names)}")
-        for name in headline.data or ():
-            if name not in plan.data:
-                raise ConfigError(f"{path}: headline: there is no data set '{name}'{_nearest(name, plan.data)}")
-
-
-def _check_entry(entry: Entry, tuning: Tuning) -> None:
-    if entry.preset is not None and entry.preset not in PRESETS:
-        raise ConfigError(f"there is no preset '{entry.preset}'{_nearest(entry.preset, PRESETS)}")
-    given = Recipe.read(entry.preset, **entry.settings)
-    set_here = {leaf for section in given.model_dump(exclude_unset=True).values() for leaf in section}
-    fixed = {_leaf(name) for name in entry.settings}
-    for name, values in (entry.space or {}).items():
-        if not values or len({repr(value) for value in values}) < len(values):
-            raise ConfigError(f"space of '{name}': expected different values, found {values}")
-        if _leaf(name) in fixed:
-            raise ConfigError(f"'{name}' is in its settings and in its space")
-        set_here.add(_leaf(name))
-    for leaf in OURS:
-        if leaf in set_here:
-            raise ConfigError(f"'{leaf}' is not a setting of one model: the plan has `{OURS[leaf]}` for all")
-    for drawn in draws(entry, tuning):
-        entry.recipe(**drawn)
 
 
 def _text(value: Any) -> str:
@@ -417,7 +250,7 @@ def _text(value: Any) -> str:
     return value if plain else json.dumps(value)
 
 
-def _leaf(name: str) -> str:
+def leaf_of(name: str) -> str:
     return name.rpartition(".")[2]
 
 
@@ -425,7 +258,7 @@ def _value(recipe: Recipe, leaf: str) -> Any:
     return recipe.model_dump(mode="json")[Recipe.leaves()[leaf]][leaf]
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     known = list(known)
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean '{match[0]}'?" if match else f"; known are {', '.join(known)}"
