@@ -13,7 +13,8 @@ import pytest
 from pyarrow import csv
 from small import SETTINGS, environment, settings, tables
 
-from asymrec.config import PRESETS, Recipe, reference
+from asymrec.config import PRESETS, Recipe
+from asymrec.reference import reference
 
 ROOT = Path(__file__).parents[1]
 QUICK = {name: value for name, value in SETTINGS.items() if name not in ("text", "views", "batch")} | {"encoder": "hashed"}
@@ -79,7 +80,7 @@ def test_links_of_the_documents_lead_somewhere():
 
 def test_every_setting_is_explained_and_the_page_is_not_stale():
     page = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
-    assert page == reference(), "run: python -m asymrec.config > docs/configuration.md"
+    assert page == reference(), "run: python -m asymrec.reference > docs/configuration.md"
     for section in Recipe.model_fields.values():
         for name, field in section.annotation.model_fields.items():
             assert field.description, name

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from asymrec.data import Dataset, sources
+from asymrec.data import Dataset
+from asymrec.data.sources import fetch, movielens
 from asymrec.errors import DataError, RunError
 
 
@@ -21,8 +22,8 @@ def offline(monkeypatch):
         assert url.startswith("https://files.grouplens.org/") and timeout <= 10
         raise urllib.error.URLError("no route")
 
-    monkeypatch.setattr(sources.urllib.request, "urlopen", refuse)
-    monkeypatch.setattr(sources, "_ZIP_SHA256", "none is kept")
+    monkeypatch.setattr(movielens.urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(movielens, "_ZIP_SHA256", "none is kept")
 
 
 def names(folder):
@@ -30,7 +31,7 @@ def names(folder):
 
 
 def test_the_road_over_the_wheel(offline, tmp_path):
-    notice = sources.fetch("movielens-100k", tmp_path / "ml")
+    notice = fetch("movielens-100k", tmp_path / "ml")
     assert "no redistribution" in notice and "recbole==1.2.1 (files.grouplens.org could not be used: no route)" in notice
     assert names(tmp_path / "ml") == ["README.md", "interactions.parquet", "items.parquet", "users.parquet"]
     dataset = Dataset.read(tmp_path / "ml")
@@ -64,7 +65,7 @@ def official_archive(path, tables):
     films = []
     for row in tables["items"].to_pylist():
         title = behind.get(row["item_id"], f"{row['title']} ({row['year']})")
-        flags = "|".join("1" if genre in row["categories"] else "0" for genre in sources._GENRES)
+        flags = "|".join("1" if genre in row["categories"] else "0" for genre in movielens._GENRES)
         films.append(f"{row['item_id']}|{title}|01-Jan-1995||http://example.org|{flags}")
     ratings = zip(*(tables["interactions"][name].to_pylist() for name in ("user_id", "item_id", "rating", "timestamp")))
     with zipfile.ZipFile(path, "w") as archive:
@@ -76,57 +77,57 @@ def official_archive(path, tables):
 
 
 def test_both_roads_give_the_same_tables(offline, tmp_path, monkeypatch):
-    sources.fetch("movielens-100k", tmp_path / "wheel")
+    fetch("movielens-100k", tmp_path / "wheel")
     tables = {name: pq.read_table(tmp_path / "wheel" / f"{name}.parquet") for name in ("interactions", "items", "users")}
     archive = official_archive(tmp_path / "ml-100k.zip", tables)
 
     monkeypatch.setenv("ASYMREC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sources.urllib.request, "urlopen", lambda url, timeout: io.BytesIO(archive.read_bytes()))
-    monkeypatch.setattr(sources, "_ZIP_SHA256", sources.checksum(archive))
-    notice = sources.movielens_100k(tmp_path / "host")
+    monkeypatch.setattr(movielens.urllib.request, "urlopen", lambda url, timeout: io.BytesIO(archive.read_bytes()))
+    monkeypatch.setattr(movielens, "_ZIP_SHA256", movielens.checksum(archive))
+    notice = fetch("movielens-100k", tmp_path / "host")
     assert notice.endswith("From files.grouplens.org.")
     for name, table in tables.items():
         assert pq.read_table(tmp_path / "host" / f"{name}.parquet").equals(table)
 
-    monkeypatch.setattr(sources.urllib.request, "urlopen", None)  # the second time the kept archive is used
-    sources.movielens_100k(tmp_path / "host")
+    monkeypatch.setattr(movielens.urllib.request, "urlopen", None)  # the second time the kept archive is used
+    fetch("movielens-100k", tmp_path / "host")
 
 
 def test_another_archive_is_not_used(offline, tmp_path, monkeypatch):
     other = tmp_path / "other.zip"
     other.write_bytes(b"no archive")
-    monkeypatch.setattr(sources.urllib.request, "urlopen", lambda url, timeout: io.BytesIO(b"no archive"))
-    monkeypatch.setattr(sources, "_ZIP_SHA256", "00")
-    assert "(files.grouplens.org could not be used: its SHA-256 is " in sources.movielens_100k(tmp_path / "ml")
+    monkeypatch.setattr(movielens.urllib.request, "urlopen", lambda url, timeout: io.BytesIO(b"no archive"))
+    monkeypatch.setattr(movielens, "_ZIP_SHA256", "00")
+    assert "(files.grouplens.org could not be used: its SHA-256 is " in fetch("movielens-100k", tmp_path / "ml")
     with pytest.raises(DataError, match="not the archive of MovieLens 100K"):
-        sources.official(other)
+        movielens.official(other)
 
 
 def test_with_no_road_left_the_error_names_both(offline, tmp_path, monkeypatch):
     def fail(*_):
         raise DataError("cannot get recbole==1.2.1 from the package index: no pip")
 
-    monkeypatch.setattr(sources, "wheel_files", fail)
+    monkeypatch.setattr(movielens, "wheel_files", fail)
     with pytest.raises(DataError, match=r"movielens-100k: https://\S+ could not be used \(no route\); cannot get recbole"):
-        sources.movielens_100k(tmp_path / "ml")
+        fetch("movielens-100k", tmp_path / "ml")
     assert names(tmp_path) == []
 
 
 def test_a_folder_with_other_files_is_refused_before_the_download(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources.urllib.request, "urlopen", None)
+    monkeypatch.setattr(movielens.urllib.request, "urlopen", None)
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(RunError, match=r"holds other files \(thesis.tex\); name a new or empty folder"):
-        sources.movielens_100k(tmp_path)
+        fetch("movielens-100k", tmp_path)
     with pytest.raises(RunError, match=r"thesis.tex: is a file"):
-        sources.movielens_100k(tmp_path / "thesis.tex")
+        fetch("movielens-100k", tmp_path / "thesis.tex")
     assert names(tmp_path) == ["thesis.tex"]
 
 
 def test_unknown_names_get_the_nearest(tmp_path):
     with pytest.raises(DataError, match=r"unknown data set 'MovieLens_100k'; did you mean 'movielens-100k'\?"):
-        sources.fetch("MovieLens_100k", tmp_path)
+        fetch("MovieLens_100k", tmp_path)
     with pytest.raises(DataError, match=r"unknown data set 'x'; known are movielens-100k"):
-        sources.fetch("x", tmp_path)
+        fetch("x", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -142,4 +143,4 @@ def test_unknown_names_get_the_nearest(tmp_path):
     ],
 )
 def test_titles(raw, title, year):
-    assert sources._title_and_year(raw) == (title, year)
+    assert movielens._title_and_year(raw) == (title, year)

@@ -256,18 +256,24 @@ def codes(
 @app.command()
 def data(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Public data set.", show_default=False)] = None,
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="FILE...", help="Your download of it; --list tells what.", show_default=False)
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="DATA", help="Folder to write.", show_default=False)] = None,
-    listed: Annotated[bool, typer.Option("--list", help="Print the names that are known.")] = False,
+    core: Annotated[
+        int | None, typer.Option(min=0, metavar="K", help="Leave out users and items with fewer than K interactions, until none has.")
+    ] = None,
+    listed: Annotated[bool, typer.Option("--list", help="Print the names that are known, and what they are made of.")] = False,
 ) -> None:
-    """Get a public data set as the two tables that `fit` reads."""
+    """Make a public data set, out of your own download, into the two tables that `fit` reads."""
     from asymrec.data.sources import SOURCES, fetch
 
     if listed:
-        print("\n".join(SOURCES))
+        print_table(["name", "made of", "core"], [[name, source.files, str(source.core or "")] for name, source in SOURCES.items()])
         return
     if name is None or output is None:
         raise RunError("give the data set's NAME and the folder, -o DATA; `asymrec data --list` tells the names")
-    print(fetch(name, output), file=sys.stderr)
+    print(fetch(name, output, files or [], core), file=sys.stderr)
     print(output)
 
 
