@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_exact import brute_scores, brute_top, csr, filtered, searches
 
+from asymrec.retrieval import accelerator
 from asymrec.retrieval.accelerator import search_codes
 from asymrec.retrieval.filters import Bitmap
 from asymrec.retrieval.index import ROWS, CodeIndex
@@ -35,14 +36,18 @@ def test_search_is_brute_force(search, bitmaps):
 
 
 @settings(max_examples=100, deadline=None)
-@given(searches())
-def test_an_accelerator_finds_the_same(search):
+@given(searches(), st.booleans(), st.booleans())
+def test_an_accelerator_finds_the_same(search, by_one, owned):
     tables, codes, sizes, k, exclude, only, deny = search
-    index = CodeIndex(codes, sizes)
+    own = np.stack((np.arange(len(codes)) % 3 + 1, np.arange(len(codes)) % 2), 1).astype(np.float32) if owned else None
+    index = CodeIndex(codes, sizes, own)
     tables = np.nan_to_num(tables, neginf=-100)  # one more way to say that nobody wants these
     expected = index.search(tables, k, exclude and csr(exclude), only, deny)
-    found = search_codes(torch.from_numpy(tables), torch.from_numpy(codes), k, exclude and csr(exclude), index.allowed(only, deny))
-    same(found, expected)
+    allowed, excluded = index.allowed(only, deny), exclude and csr(exclude)
+    with pytest.MonkeyPatch.context() as patch:
+        if by_one:  # as where all queries' scores would not fit the memory
+            patch.setattr(accelerator, "AT_ONCE", 1)
+        same(search_codes(torch.from_numpy(tables), torch.from_numpy(codes), k, excluded, allowed, own), expected)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from asymrec.models import catalogue
 from asymrec.nn import losses
 from asymrec.nn.losses import CodeSum, Pairs, catalogue_cross_entropy, heads_cross_entropy, sample_candidates
 
@@ -83,6 +84,7 @@ def test_threads_and_a_cold_start_change_no_bit(tmp_path):
     """What is compiled in this process, and what another process takes from the cache, on one thread and on three."""
     program = """
 import sys, zlib, numpy as np, torch
+from asymrec.models import catalogue
 from asymrec.nn import losses
 torch.set_num_threads(int(sys.argv[1]))
 generator = torch.Generator().manual_seed(8)
@@ -144,6 +146,34 @@ def test_code_sum_is_the_sum_of_looked_up_rows_and_so_is_its_gradient():
     torch.testing.assert_close(ours, theirs)
     rows = torch.tensor([3, 3, 17])
     torch.testing.assert_close(fold(table, rows), expected[rows])
+
+
+def test_what_only_scores_makes_no_inverted_lists():
+    summed = CodeSum(torch.tensor([[0, 1], [1, 1]]), 2)
+    table = torch.randn(2, 2, 3, requires_grad=True)
+    with torch.no_grad():
+        plain = summed(table)
+    assert summed._inverted is None and torch.equal(summed(table), plain) and summed._inverted is not None
+
+
+@pytest.mark.parametrize("gathered", [0, 128])
+@pytest.mark.parametrize("at_once", [1, 1 << 26])
+def test_products_of_a_places_own_candidates(monkeypatch, gathered, at_once):
+    monkeypatch.setattr(catalogue, "GATHERED", gathered)
+    monkeypatch.setattr(catalogue, "PRODUCTS_AT_ONCE", at_once)
+    query, table = torch.randn(6, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
+    where, upstream = torch.randint(9, (6, 3)), torch.randn(6, 3)
+    expected = torch.einsum("nd,nkd->nk", query, table[where])
+    found = catalogue.products(query, table, where)
+    torch.testing.assert_close(found, expected)
+    for left, right in zip(torch.autograd.grad(found, (query, table), upstream), torch.autograd.grad(expected, (query, table), upstream)):
+        torch.testing.assert_close(left, right)
+
+
+def test_candidates_that_a_history_holds():
+    seen = Pairs(torch.tensor([0, 0, 1, 2, 2]), torch.tensor([1, 4, 0, 0, 3]))
+    candidates = torch.tensor([[1, 2, 4], [1, 0, 3], [3, 3, 4]])
+    assert catalogue.repeated(seen, candidates, 5).tolist() == [[1, 0, 1], [0, 1, 0], [1, 1, 0]]
 
 
 def test_the_sampled_softmax_estimates_the_full_one():

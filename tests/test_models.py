@@ -13,7 +13,7 @@ from asymrec.data import Sequences
 from asymrec.errors import ConfigError, DataError, RunError, UnknownIdError, VectorError
 from asymrec.evaluation import evaluate
 from asymrec.files import checksum
-from asymrec.models import HSTU, RPG, AsymRecBoth, FlexCode, Fusion, SASRec, SASRecContent, Tiger, coded
+from asymrec.models import HSTU, RPG, AsymRecBoth, FlexCode, Fusion, SASRec, SASRecContent, Tiger, base, coded
 from asymrec.models.trained import cut
 from asymrec.retrieval.index import CodeIndex
 
@@ -148,6 +148,16 @@ class TestContract:
         alone = np.concatenate([model.scores(dataset.sequences.take([i])) for i in range(20)])
         np.testing.assert_allclose(together[:20], alone, rtol=1e-3, atol=1e-4)
 
+    def test_no_history_and_many_are_scored(self, fitted, dataset, name, monkeypatch):
+        model = fitted(name)
+        ids = dataset.item_ids.to_pylist()
+        assert model.score([], ids[:3]).shape == (0, 3)
+        assert model.recommend([], k=3) == ([], [])
+        histories = [ids[:4], ids[5:6], ids[2:9]]
+        whole = model.score(histories, ids[:3])
+        monkeypatch.setattr(base, "SCORES_AT_ONCE", 1)  # one history at a time
+        np.testing.assert_allclose(model.score(histories, ids[:3]), whole, rtol=1e-4, atol=1e-4)
+
     def test_users_are_their_sequences(self, fitted, dataset, name):
         model = fitted(name)
         sequence = dataset.sequences.take([4])
@@ -244,16 +254,27 @@ def test_only_the_last_items_of_a_long_history_are_read(dataset, name):
     np.testing.assert_allclose(model.scores(Sequences.of([long])), model.scores(Sequences.of([long[-4:]])), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [(AsymRec, {"objective": "gbce", "mix": 0.5}), (SASRec, {"objective": "heads"}), (SASRecContent, {"mix": 0.5}), (HSTU, {"mix": 0.1})],
+)
+def test_losses_that_would_be_passed_over_are_refused(kind, settings):
+    with pytest.raises(ConfigError, match="mix"):
+        kind(**settings)
+
+
 def test_a_repeated_item_is_learned_to_be_rare_or_common():
     """Nobody comes back in the chain; in the other data users alternate between two items."""
-    never = MODELS["asymrec"](epochs=12).fit(Dataset.read(*tables()))
-    assert never.network.repeat.item() < -0.3
     rng = np.random.default_rng(0)
     pairs = [rng.choice(60, 2, replace=False) for _ in range(120)]
     items = [f"i{pair[step % 2]}" for pair in pairs for step in range(8)]
     interactions = pa.table({"user": np.repeat(np.arange(120), 8), "item": items, "timestamp": np.arange(960)})
-    always = MODELS["asymrec"](epochs=12).fit(Dataset.read(interactions, tables()[1]))
-    assert always.network.repeat.item() > 0.3
+    never, always = Dataset.read(*tables()), Dataset.read(interactions, tables()[1])
+    assert MODELS["asymrec"](epochs=12).fit(never).network.repeat.item() < -0.3
+    assert MODELS["asymrec"](epochs=12).fit(always).network.repeat.item() > 0.3
+    # a logit of its own: what all of them have in common is in the number too
+    rarely, often = (MODELS["sasrec-gbce"](epochs=12, negatives=8).fit(data).network.repeat.item() for data in (never, always))
+    assert rarely < -0.05 and often > 0.05
 
 
 def test_pieces_make_every_item_but_the_first_a_target_once():

@@ -29,6 +29,16 @@ def test_msp_is_the_gated_sum_of_its_experts():
     torch.testing.assert_close(msp(x), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_msp_reads_no_dimension_in_which_training_is_all_alike():
+    msp = MSP(3, 4)
+    vectors = torch.tensor([[1.0, 5.0, 0.0], [3.0, 5.0, 0.0], [2.0, 5.0, 1e-9]])
+    msp.standardise(vectors)
+    assert msp.scale.tolist() == pytest.approx([1.0, 0.0, 0.0])
+    assert torch.equal(msp(torch.tensor([[2.0, 5.0, 0.0]])), msp(torch.tensor([[2.0, 9.0, 1.0]])))
+    msp.standardise(vectors[:1])  # of one item nothing is told apart
+    assert msp.scale.tolist() == [0, 0, 0]
+
+
 def test_the_mask_lets_a_place_see_its_own_past_and_nothing_else():
     segment = torch.tensor([[0, 0, 1, 1, -1]])
     expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]

@@ -106,6 +106,22 @@ def test_hashed_text_has_no_place(dataset):
         model.with_items(pa.table({"item_id": [900], "title": ["a red thing"]}))
 
 
+@pytest.mark.parametrize("width", [3, 8, 40])
+def test_vectors_from_elsewhere_have_no_place_for_new_items(dataset, width):
+    """Given to `fit`, of the item table's width (8) or another: a new item's would lie in another space."""
+    vectors = np.random.default_rng(0).standard_normal((dataset.n_items, width)).astype(np.float32) * 100
+    model = MODELS["sasrec+content"](**SHORT).fit(dataset, vectors=vectors)
+    with pytest.raises(PlacingError, match="were not made from their table"):
+        model.with_items(copies(dataset, [3]))
+
+
+def test_a_grown_model_is_saved_whole(dataset, fitted, tmp_path):
+    model = fitted("sasrec+content").with_items(copies(dataset, [3, 40])).with_items(copies(dataset, [77], 950))
+    model.save(tmp_path / "run")
+    histories = dataset.sequences.take(np.arange(5))
+    np.testing.assert_allclose(Recommender.load(tmp_path / "run").scores(histories), model.scores(histories), atol=1e-5)
+
+
 def test_text_is_placed_by_the_runs_encoder(dataset, monkeypatch):
     """With a stand-in for the encoder: an item of a known text gets its very vector, whatever column the text comes in."""
 

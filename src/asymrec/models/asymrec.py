@@ -131,6 +131,8 @@ class AsymRec(CodedModel):
         training, net = self.recipe.training, self.recipe.network
         if net.write == "vectors" and (training.objective == "heads" or training.mix):
             raise ConfigError("write=vectors has no codes for objective=heads or mix: use objective=catalogue and mix=0")
+        if training.objective == "gbce" and training.mix:
+            raise ConfigError("mix is added to objective=catalogue: with objective=gbce use mix=0")
 
     def _prepare(self, vectors: np.ndarray, counts: np.ndarray, listener: Listener) -> tuple[dict[str, Tensor], dict[str, Any]]:
         wide, facets = self.described(vectors).shape[1], self.recipe.quantizer.facets
@@ -193,11 +195,11 @@ class AsymRec(CodedModel):
         with torch.autocast(states.device.type, enabled=False):
             return torch.einsum("nd,hkd->nhk", head.query(states), self._embeddings) * len(self._embeddings)
 
-    def own(self) -> np.ndarray | None:
+    def own(self, codes: Tensor) -> np.ndarray | None:
         head = self.network.head
         if isinstance(head, FacetHeads):
             return None
-        codes, embeddings = self._prepared["codes"].to(self.device), self._embeddings
+        codes, embeddings = codes.to(self.device), self._embeddings
         with torch.inference_mode():
             sums = CodeSum(codes, embeddings.shape[1])
             length = sums(embeddings).norm(dim=-1).clamp_min(1e-12) if head.temperature else torch.ones(len(codes), device=self.device)

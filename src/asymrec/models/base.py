@@ -7,7 +7,7 @@ returns self and forgets any earlier fit, equal seeds give equal models.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -200,9 +200,9 @@ class Recommender:
 
         barred: bool [n_items], items that nobody may get.
         """
-        step, found = max(1, min(HISTORIES_AT_ONCE, SCORES_AT_ONCE // self.dataset.n_items)), []
-        for start in range(0, len(histories), step):
-            part = histories.take(np.arange(start, min(start + step, len(histories))))
+        found = []
+        for rows in self._blocks(histories):
+            part = histories.take(rows)
             values = np.array(self.scores(part), dtype=np.float32)
             if barred is not None:
                 values[:, barred] = -np.inf
@@ -215,8 +215,17 @@ class Recommender:
 
     def score(self, histories: Sequence[Sequence[Any]], items: Sequence[Any], times: Sequence[Sequence[int]] | None = None) -> np.ndarray:
         """Scores of the given items for each history: float32 [len(histories), len(items)]. `times` and errors as in `recommend`."""
-        columns = self.dataset.item_rows(items)
-        return np.asarray(self.scores(self._histories(histories, None, times)))[:, columns]
+        columns, rows = self.dataset.item_rows(items), self._histories(histories, None, times)
+        found = np.empty((len(rows), len(columns)), np.float32)
+        for at in self._blocks(rows):
+            found[at] = np.asarray(self.scores(rows.take(at)))[:, columns]
+        return found
+
+    def _blocks(self, histories: Sequences) -> Iterator[np.ndarray]:
+        """Rows of histories that are scored together, so that no more scores exist at a time than memory is meant for them."""
+        step = max(1, min(HISTORIES_AT_ONCE, SCORES_AT_ONCE // self.dataset.n_items))
+        for start in range(0, len(histories), step):
+            yield np.arange(start, min(start + step, len(histories)))
 
     def _histories(
         self, histories: Sequence[Sequence[Any]] | None, users: Sequence[Any] | None, times: Sequence[Sequence[int]] | None

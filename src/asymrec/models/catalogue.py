@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from asymrec.data import Sequences
 from asymrec.data.batches import PackedBatch, pack
@@ -30,6 +31,8 @@ from asymrec.nn.exported import Session, Step
 from asymrec.nn.losses import Candidates, Pairs, catalogue_cross_entropy, sample_candidates
 
 READ_AT_ONCE = 1 << 14  # items that are read together where all are
+PRODUCTS_AT_ONCE = 1 << 26  # numbers that exist at one time where places have candidates of their own: 256 MiB
+GATHERED = 128  # a gathered row costs as much as so many products of a matrix product
 
 
 class CatalogueNetwork(nn.Module):
@@ -90,7 +93,7 @@ class CatalogueModel(Trained):
         with self._autocast():
             states = self.network(pack(inputs, None, self.history))
         if self.recipe.training.objective == "gbce":
-            return self._gbce(states, goals)
+            return self._gbce(states, inputs, goals)
         return self._softmax(states, inputs, goals)
 
     def _softmax(self, states: Tensor, inputs: Sequences, goals: np.ndarray) -> Tensor:
@@ -108,7 +111,7 @@ class CatalogueModel(Trained):
         query, targets = network.head.query(states), torch.from_numpy(goals).to(device)
         return catalogue_cross_entropy(query, table, targets, bias, at_target, seen, network.repeat, self.precision)
 
-    def _gbce(self, states: Tensor, goals: np.ndarray) -> Tensor:
+    def _gbce(self, states: Tensor, inputs: Sequences, goals: np.ndarray) -> Tensor:
         training, device, n_items = self.recipe.training, self.device, len(self._counts)
         negatives = min(training.negatives, n_items - 1)
         share = negatives / (n_items - 1)
@@ -116,11 +119,14 @@ class CatalogueModel(Trained):
         targets = torch.from_numpy(goals).to(device)
         drawn = torch.randint(n_items - 1, (len(goals), negatives)).to(device)
         drawn += drawn >= targets.unsqueeze(1)  # any item but the target
-        rows, where = torch.unique(torch.cat((targets.unsqueeze(1), drawn), 1), return_inverse=True)
+        candidates = torch.cat((targets.unsqueeze(1), drawn), 1)
+        rows, where = torch.unique(candidates, return_inverse=True)
         table, bias = self.network.head.items(rows)
-        logits = torch.einsum("nd,nkd->nk", self.network.head.query(states), table.float()[where])
+        logits = products(self.network.head.query(states), table.float(), where)
         if bias is not None:
             logits = logits + bias[where]
+        if self.network.repeat is not None:
+            logits = logits + self.network.repeat * repeated(seen_pairs(inputs, n_items, None, device), candidates, n_items)
         return (-beta * F.logsigmoid(logits[:, 0]) - F.logsigmoid(-logits[:, 1:]).sum(1)).mean() / (negatives + 1)
 
     def _known_scores(self, histories: Sequences) -> np.ndarray:
@@ -213,6 +219,31 @@ def inputs_and_targets(pieces: Sequences) -> tuple[Sequences, np.ndarray]:
     """Each piece without its last item, and the items that follow those, int64 [total]."""
     inputs = pieces.between(pieces.offsets[:-1], pieces.offsets[1:] - 1)
     return inputs, pieces.between(pieces.offsets[:-1] + 1, pieces.offsets[1:]).items.astype(np.int64)
+
+
+def products(query: Tensor, table: Tensor, where: Tensor) -> Tensor:
+    """query [n, d] with rows of table [m, d], int64 [n, k] -> [n, k], some places at a time so that memory stays bounded.
+
+    A product with the whole table, of which the entries are taken, is faster than gathering rows unless these are few of many, and
+    nothing of it is kept for the backward pass; what is gathered is not kept either, but gathered again.
+    """
+    if len(table) <= where.shape[1] * GATHERED:
+        step = max(1, PRODUCTS_AT_ONCE // len(table))
+        parts = [(part @ table.T).gather(1, at) for part, at in zip(query.split(step), where.split(step))]
+    else:
+        step = max(1, PRODUCTS_AT_ONCE // (where.shape[1] * table.shape[1]))
+        parts = [
+            checkpoint(lambda part, at: torch.einsum("nd,nkd->nk", part, table[at]), part, at, use_reentrant=False)
+            for part, at in zip(query.split(step), where.split(step))
+        ]
+    return torch.cat(parts)
+
+
+def repeated(seen: Pairs, candidates: Tensor, n_items: int) -> Tensor:
+    """Whether a place's history holds each of its candidates, int64 [n, k] -> float [n, k]."""
+    keys = seen.rows * n_items + seen.columns  # in ascending order
+    asked = candidates + torch.arange(len(candidates), device=candidates.device).unsqueeze(1) * n_items
+    return (keys[torch.searchsorted(keys, asked).clamp_max(len(keys) - 1)] == asked).float()
 
 
 def seen_pairs(inputs: Sequences, n_items: int, sample: Candidates | None, device: torch.device) -> Pairs:

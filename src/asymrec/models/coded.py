@@ -28,8 +28,8 @@ class CodedModel(CatalogueModel):
         """Of every codeword of the next item, float32 [n, H, K]: an item scores the mean over its codes. No history is empty."""
         raise NotImplementedError
 
-    def own(self) -> np.ndarray | None:
-        """float32 [n_items, 2]: what the mean is multiplied by, and what is added; None where nothing is."""
+    def own(self, codes: Tensor) -> np.ndarray | None:
+        """Of items by their codes, int [n, H]: float32 [n, 2], what the mean is multiplied by, and what is added; None where nothing is."""
         return None
 
     def searches(self) -> bool:
@@ -38,10 +38,11 @@ class CodedModel(CatalogueModel):
 
     def best(self, histories: Sequences, k: int, barred: np.ndarray | None, exclude_seen: bool) -> tuple[np.ndarray, np.ndarray]:
         again = self.network.repeat is not None and not exclude_seen  # items of a history have another score than their codes say
-        if len(self._popularity) < SEARCHED or not self.searches() or again or not histories.lengths.all():
+        if len(self._popularity) < SEARCHED or not self.searches() or again or not histories.lengths.all() or not len(histories):
             return super().best(histories, k, barred, exclude_seen)
         if self._index is None:
-            self._index = CodeIndex(self._prepared["codes"], self.quantizer.codebook_sizes, self.own())
+            codes = self._prepared["codes"]
+            self._index = CodeIndex(codes, self.quantizer.codebook_sizes, self.own(codes))
         deny = None if barred is None else Bitmap(barred)
         found = []
         for start in range(0, len(histories), AT_ONCE):
@@ -57,5 +58,6 @@ class CodedModel(CatalogueModel):
 
     def extended(self, vectors: np.ndarray, codes: np.ndarray | None) -> CodedModel:
         model = super().extended(vectors, codes)
-        model._index = None
+        if self._index is not None:
+            model._index = self._index.add(codes, self.own(torch.from_numpy(codes)))
         return model

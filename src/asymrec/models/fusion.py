@@ -128,7 +128,7 @@ class Fusion(Recommender):
             for start in range(0, users, USERS_AT_ONCE):
                 rows = np.arange(start, min(start + USERS_AT_ONCE, users))
                 targets = validation.targets.take(rows)
-                placed = ranks(np.einsum("p,pui->ui", weights.astype(np.float32), likely[:, rows]), targets)
+                placed = ranks(np.einsum("p,pui->ui", weights.astype(np.float32), likely[:, start : start + len(rows)]), targets)
                 found[rows] = per_user(placed, targets.offsets, (10,))["ndcg@10"]
             return float(found.mean())
 
@@ -176,6 +176,10 @@ class Fusion(Recommender):
     def quantizer(self) -> Any:
         """Of the first part that has codes, as `catalogue`'s codes are."""
         return next(part.quantizer for part in self.parts if part.catalogue()[1] is not None)
+
+    def code_groups(self) -> np.ndarray | None:
+        """Those of the part whose codes are the fusion's."""
+        return next((part.code_groups() for part in self.parts if part.catalogue()[1] is not None), None)
 
     def catalogue(self) -> tuple[np.ndarray | None, np.ndarray | None]:
         both = [part.catalogue() for part in self.parts]

@@ -15,11 +15,15 @@ they are compared, so that content is no privilege of the generative models.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from asymrec.config import Recipe
+from asymrec.errors import ConfigError
 from asymrec.models.catalogue import CatalogueModel, CatalogueNetwork
 from asymrec.models.growing import twin
 from asymrec.nn.decoder import Decoder
@@ -48,9 +52,14 @@ class Network(CatalogueNetwork):
 
 
 class SASRec(CatalogueModel):
-    """Settings as in `asymrec.config`, by name: `SASRec(width=128, layers=2, epochs=40, seed=1)`."""
+    """Settings as in `asymrec.config`, by name: `SASRec(width=128, layers=2, epochs=40, seed=1)`. Raises ConfigError: a loss of codes."""
 
     name = "sasrec"
+
+    def __init__(self, recipe: Recipe | None = None, **settings: Any):
+        super().__init__(recipe, **settings)
+        if self.recipe.training.objective == "heads" or self.recipe.training.mix:
+            raise ConfigError(f"{self.name} writes no codes for objective=heads or mix: use objective=catalogue or gbce, and mix=0")
 
     def reads_vectors(self) -> bool:
         return False
@@ -73,13 +82,10 @@ class SASRecContent(SASRec):
     def reads_vectors(self) -> bool:
         return True
 
-    def extended(self, vectors: np.ndarray, codes: np.ndarray | None) -> SASRecContent:
-        model = super().extended(vectors, codes)
-        old = self.network.head
-        head, table, more = twin(old), twin(old.table), len(vectors)
-        weights = F.pad(old.table.embedding.weight.detach(), (0, 0, 0, more))  # so that it can be saved
-        table.vectors, table.embedding = model._prepared["vectors"], nn.Embedding.from_pretrained(weights)
-        bias = old.bias.detach()
-        head.table, head.bias = table, nn.Parameter(torch.cat([bias, bias.mean().expand(more)]), requires_grad=False)
-        model.network.head = head
-        return model
+    def tensors(self) -> dict[str, Tensor]:
+        """New items have no learned part and the mean bias, which the network of before them does not hold."""
+        tensors, table, bias = super().tensors(), "network.head.table.embedding.weight", "network.head.bias"
+        if more := len(self._popularity) - len(tensors[bias]):
+            tensors[table] = F.pad(tensors[table], (0, 0, 0, more))
+            tensors[bias] = torch.cat([tensors[bias], tensors[bias].mean().expand(more)])
+        return tensors

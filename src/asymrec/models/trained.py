@@ -197,7 +197,7 @@ class Trained(Recommender):
 
     def scores(self, histories: Sequences) -> np.ndarray:
         known = np.flatnonzero(histories.lengths)
-        if len(known) == len(histories):
+        if len(known) == len(histories) > 0:
             with torch.inference_mode():
                 return self._known_scores(histories)
         out = np.empty((len(histories), len(self._popularity)), np.float32)

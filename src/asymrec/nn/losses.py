@@ -242,19 +242,26 @@ class CodeSum(torch.nn.Module):
 
     def __init__(self, codes: Tensor, words: int):
         super().__init__()
-        items, heads = codes.shape
-        flat = (codes.long() + torch.arange(heads, device=codes.device) * words).reshape(-1)
-        order = torch.argsort(flat, stable=True)
-        counts = torch.bincount(flat, minlength=heads * words)
-        self.register_buffer("flat", flat.view(items, heads).int(), persistent=False)
-        self.register_buffer("owners", (order // heads).int(), persistent=False)
-        self.register_buffer("starts", (counts.cumsum(0) - counts).int(), persistent=False)
+        flat = codes.long() + torch.arange(codes.shape[1], device=codes.device) * words
+        self.register_buffer("flat", flat.int(), persistent=False)
+        self.words = words
+        self._inverted: tuple[Tensor, Tensor] | None = None  # made by the first training step: whoever only scores does without
 
     def forward(self, table: Tensor, rows: Tensor | None = None) -> Tensor:
         """rows: int64, some items instead of all."""
         if rows is not None:
             return F.embedding_bag(self.flat[rows], table.flatten(0, 1), mode="sum")
-        return _CodeSum.apply(table.flatten(0, 1), self.flat, self.owners, self.starts)
+        if not (torch.is_grad_enabled() and table.requires_grad):
+            return F.embedding_bag(self.flat, table.flatten(0, 1), mode="sum")
+        if self._inverted is None or self._inverted[0].device != self.flat.device:
+            self._inverted = self._lists()
+        return _CodeSum.apply(table.flatten(0, 1), self.flat, *self._inverted)
+
+    def _lists(self) -> tuple[Tensor, Tensor]:
+        """The items of each code one after another, and where each code's begin."""
+        flat, heads = self.flat.reshape(-1), self.flat.shape[1]
+        counts = torch.bincount(flat, minlength=heads * self.words)
+        return (torch.argsort(flat, stable=True) // heads).int(), (counts.cumsum(0) - counts).int()
 
 
 class _CodeSum(torch.autograd.Function):

@@ -40,9 +40,14 @@ class MSP(nn.Module):
         nn.init.normal_(self.second, std=inner**-0.5)
 
     def standardise(self, vectors: Tensor) -> None:
-        """Take mean and spread of each dimension from the training items' vectors [n, d]."""
+        """Take mean and spread of each dimension from the training items' vectors [n, d].
+
+        A dimension in which they are all alike is not read: nothing is learned of it, and an item that differs there, which only came
+        after the training, would be read as nothing else.
+        """
+        spread = vectors.std(0, correction=int(len(vectors) > 1))
         self.mean.copy_(vectors.mean(0))
-        self.scale.copy_(1 / vectors.std(0).clamp_min(1e-6))
+        self.scale.copy_(torch.where(spread > 1e-6 * spread.max(), 1 / spread, 0))
 
     def forward(self, x: Tensor) -> Tensor:
         x = (x - self.mean) * self.scale

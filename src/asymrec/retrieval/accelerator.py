@@ -29,21 +29,22 @@ def search_codes(
     barred = Barred.of(exclude, b, n)
     may = torch.from_numpy(allowed.mask()).to(device)
     columns, tables = codes.T.long(), tables.float() / heads
+    factor, summand = (None, None) if own is None else torch.from_numpy(own).to(device).T
     step = max(1, AT_ONCE // max(1, n))
     for start in range(0, b, step):
         part = tables[start : start + step]
         line = torch.zeros(len(part), n, device=device)
         for head in range(heads):
             line += part[:, head][:, columns[head]]
-        if own is not None:
-            factor, summand = torch.from_numpy(own).to(device).T
+        if factor is not None:
             line = line * factor + summand
         if bool((line.isnan() | (line == torch.inf)).any()):
             raise ValueError("NaN or +inf among the scores")
         line[:, ~may] = -torch.inf
-        own = barred.of_queries(slice(start, start + len(part)))
-        owners = np.repeat(np.arange(len(part)), np.diff(own.offsets))
-        line[torch.from_numpy(owners).to(device), torch.from_numpy(own.rows[own.offsets[0] : own.offsets[-1]]).to(device)] = -torch.inf
+        theirs = barred.of_queries(slice(start, start + len(part)))
+        owners = np.repeat(np.arange(len(part)), np.diff(theirs.offsets))
+        items = theirs.rows[theirs.offsets[0] : theirs.offsets[-1]]
+        line[torch.from_numpy(owners).to(device), torch.from_numpy(items).to(device)] = -torch.inf
         for query, values in enumerate(line):
             least = values.topk(min(k, n)).values[-1] if n else torch.tensor(torch.inf)
             near = torch.nonzero((values >= least) & (values > -torch.inf)).squeeze(1)

@@ -47,8 +47,8 @@ def train(
     Returns:
         The log: a dict for each epoch with epoch, loss, learning_rate, seconds, best and the validation figures.
     """
-    decayed = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
-    others = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
+    learned = [(p.ndim > 1 and not name.endswith("bias"), p) for name, p in network.named_parameters() if p.requires_grad]
+    decayed, others = ([p for decays, p in learned if decays == side] for side in (True, False))
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=decayed[0].device.type in ("cpu", "cuda"))
     average = {name: value.clone() for name, value in network.state_dict().items()} if config.average else None
@@ -62,7 +62,8 @@ def train(
         best = without_prefix("best", tensors)
         restore_optimizer(optimizer, without_prefix("optimizer", tensors))
         if average is not None:
-            average = without_prefix("average", tensors)
+            kept = without_prefix("average", tensors)
+            average = {name: kept[name].to(value.device) for name, value in average.items()}
 
     def save() -> None:
         if checkpoint:

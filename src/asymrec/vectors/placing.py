@@ -16,6 +16,13 @@ from asymrec.vectors.columns import column_vectors, usable_views
 from asymrec.vectors.encoders import Encoder, find_encoder
 from asymrec.vectors.text import item_texts, text_columns, text_vectors
 
+SAMPLE = 3  # items whose vectors are made anew before the first new one
+FAR = 0.1  # of their length; an encoder in bfloat16 is off by a hundredth
+STRANGE = (
+    "the items' vectors were not made from their table, as those of a new item would be (were they given to `fit`?): new items have no "
+    "place among them"
+)
+
 
 class Placer:
     """Makes vectors for new items; the encoder is read once and kept.
@@ -25,7 +32,7 @@ class Placer:
         item_column: its column of ids.
         config: what the catalogue's vectors were made of.
         vectors: float32 [n_items, d], the catalogue's own.
-    Raises PlacingError: a view that has no place for new items.
+    Raises PlacingError: a view that has no place for new items; vectors that are not made of these columns at all.
     """
 
     def __init__(self, items: pa.Table, item_column: str, config: VectorsConfig, vectors: np.ndarray):
@@ -51,7 +58,10 @@ class Placer:
         self.text_scale = float(np.linalg.norm(vectors[:, : self.text_width], axis=1).max()) if self.columns else 0.0
         self.scales = {view: 1 / float(np.linalg.norm(own.astype(np.float64), axis=1).mean()) for view, own in made.items()}
         self.widths = widths
+        if self.text_width < bool(self.columns) or (not self.columns and sum(widths.values()) + config.collaborative != self.width):
+            raise PlacingError(STRANGE)
         self._encoder: Encoder | None = None
+        self._known = self._sample(items, vectors)
 
     @property
     def encoder(self) -> Encoder:
@@ -59,8 +69,37 @@ class Placer:
             self._encoder = find_encoder(self.config.encoder)
         return self._encoder
 
+    def _sample(self, items: pa.Table, vectors: np.ndarray) -> tuple[pa.Table, np.ndarray] | None:
+        """A few items that have all that vectors are made of, and the vectors that they have."""
+        full = np.ones(items.num_rows, bool)
+        if self.columns:
+            full &= np.array([bool(text.strip()) for text in item_texts(items, self.columns)], bool)
+        for view in self.widths:
+            full &= items[view].is_valid().to_numpy()
+        rows = np.flatnonzero(full)
+        rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), SAMPLE)).astype(int)]
+        return (items.take(rows), vectors[rows]) if len(rows) else None
+
+    def _check(self) -> None:
+        """Make the sample's vectors anew. Raises PlacingError: they are nowhere near those that the catalogue has, which therefore came
+        from elsewhere."""
+        (items, vectors), self._known = self._known, None
+        content = slice(0, self.width - self.config.collaborative)
+        try:
+            made, held = self._made(items)[:, content], vectors[:, content]
+            far = np.linalg.norm(made - held, axis=1) > FAR * np.linalg.norm(held, axis=1)
+        except ValueError:  # of another width
+            far = np.ones(1, bool)
+        if far.all():
+            raise PlacingError(STRANGE)
+
     def vectors(self, items: pa.Table) -> np.ndarray:
         """float32 [n, d] of new items, whose table has the columns of the catalogue's. Raises PlacingError: no text, no vector."""
+        if self._known is not None:
+            self._check()
+        return self._made(items)
+
+    def _made(self, items: pa.Table) -> np.ndarray:
         parts = []
         if self.columns:
             texts = item_texts(items, self.columns)
