@@ -19,7 +19,7 @@ import pytest
 import yaml
 from small import SETTINGS, asymrec, contents, environment, here, tables, write
 
-from asymrec.bench.figures import Averaged, findings
+from asymrec.bench.figures import Averaged, _ratios, findings
 from asymrec.bench.plan import Entry, Tuning, draws
 from asymrec.bench.plan_file import read_plan
 from asymrec.bench.run import read, settled, state
@@ -466,6 +466,21 @@ def test_an_export_is_taken_over_by_another_output_and_its_tables_are_the_same(b
     assert {state(plan, cell) for cell in plan.cells(["protocol=standard"])} == {"finished"}
 
 
+def test_a_cell_without_its_ranks_is_named_alone(bench, tmp_path):
+    assert here("bench", bench / "plan.yaml", "--export", tmp_path / "logs").returncode == 0
+    again = ("bench", bench / "plan.yaml", "-o", tmp_path / "out")
+    assert here(*again, "--import", tmp_path / "logs").returncode == 0
+    place = tmp_path / "out/shop/standard/counts/seed-0"
+    (place / "ranks/counts.parquet").write_bytes(b"")
+    done = here(*again, "--table")
+    assert done.returncode == 2 and f"remove the folder {place} and run the bench again" in done.stderr
+
+
+def test_a_gain_over_a_rival_without_a_hit_in_a_draw_is_infinite():
+    found = _ratios(np.array([1.0, 1.0]), np.array([0.0, 1.0]), np.random.default_rng(0))
+    assert set(found.tolist()) == {1.0, 2.0, np.inf}
+
+
 def test_what_cannot_be_taken_over_is_told_and_left(bench, tmp_path):
     folder = tmp_path / "logs"
     assert here("bench", bench / "plan.yaml", "--export", folder).returncode == 0
@@ -488,5 +503,11 @@ def test_what_cannot_be_taken_over_is_told_and_left(bench, tmp_path):
         (folder / "cells/shop_standard_popularity_seed-0.json").write_text(damage)
         done = here("bench", bench / "plan.yaml", "-o", tmp_path / "c", "--import", folder)
         assert done.returncode == 2 and "shop_standard_popularity_seed-0.json is damaged" in done.stderr, damage
+    second = tmp_path / "more"
+    assert here("bench", bench / "plan.yaml", "--export", second).returncode == 0
+    path = second / "ranks/shop_standard.parquet"
+    pq.write_table(pq.read_table(path).slice(0, 50), path)
+    done = here("bench", bench / "plan.yaml", "-o", tmp_path / "e", "--import", second)
+    assert done.returncode == 2 and "its figures are not those of its ranks" in done.stderr
     nothing = here("bench", bench / "plan.yaml", "-o", tmp_path / "d", "--import", tmp_path / "none")
     assert nothing.returncode == 2 and "is no export" in nothing.stderr

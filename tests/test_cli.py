@@ -133,6 +133,7 @@ def test_missing_and_unreadable_files(data, tmp_path):
         (["--set", "facet=8"], ("unknown setting 'facet'", "did you mean 'facets'")),
         (["--set", "epochs=none"], ("training.epochs", "none")),
         (["--set", "epochs"], ("key=value",)),
+        (["--set", "seed=99999999999999999999"], ("training.seed", "less than")),
         (["--config", "papre"], ("no preset 'papre'", "did you mean 'paper'")),
         (["--config", "absent.yaml"], ("cannot read configuration absent.yaml",)),
         (["--model", "item-knn2"], ("unknown model 'item-knn2'", "did you mean 'itemknn'")),
@@ -150,6 +151,12 @@ def test_a_run_in_the_way_and_no_run_at_all(run, data, tmp_path):
     refused(asymrec("fit", data, "-o", run), "holds a run already", "--overwrite")
     assert (run / "metrics.json").read_bytes() == before
     refused(here("evaluate", tmp_path), "is not a run folder")
+    refused(here("fit", "-o", tmp_path / "absent", "--resume"), "DATA is missing", "nothing to resume in")
+    refused(here("recommend", run), "--user U, or --history A,B,C")
+    (tmp_path / "empty.txt").write_text("\ufeff\n")
+    refused(here("recommend", run, "--user", "1", "--only", tmp_path / "empty.txt"), "empty.txt holds no ids")
+    (tmp_path / "ids.txt").write_text("\ufeff101\n102\n", encoding="utf-8")
+    assert "101" in here("recommend", run, "--history", "105", "--only", tmp_path / "ids.txt").stdout
     refused(here("recommend", tmp_path / "absent", "--user", "1"), "there is no run folder")
 
 
@@ -252,7 +259,7 @@ def test_unknown_ids_are_named_with_the_nearest(run):
     refused(here("recommend", run, "--user", "1999"), "unknown user id '1999'", "'199'", "for example 1, 2, 3")
     refused(here("recommend", run, "--history", "110,abc,abd"), "unknown item id 'abc'", "for example 100, 101, 102")
     refused(here("recommend", run, "--user", "1", "-k", "0"), "k must be at least 1")
-    refused(here("recommend", run), "either histories or users")
+    refused(here("recommend", run), "--user U, or --history A,B,C")
 
 
 def test_codes(run):

@@ -87,7 +87,7 @@ def test_order_repeats_and_core_against_plain_python(log, core):
     expected = [row for user in dict.fromkeys(user for user, _, _ in log) for row in kept if row[0] == user]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        meta = packed(folder / "meta.json", [json.dumps({"asin": item, "title": item}) for item in "xyzw"])
+        meta = packed(folder / "meta.json", [json.dumps({"asin": item, "title": item, "categories": []}) for item in "xyzw"])
         files = [reviews_2014(folder / "reviews.json", log), meta]
         if not expected:
             with pytest.raises(DataError, match=f"of {len(log)} interactions none is left in the {core}-core"):
@@ -117,7 +117,7 @@ def test_amazon_2018(tmp_path):
 def test_amazon_2023(tmp_path, kind):
     log = [("U1", "B1", 1_600_000_000_123), ("U1", "B2", 1_500_000_000_000)]
     if "csv" in kind:
-        lines = ["user_id,parent_asin,rating,timestamp", *(f"{user},{item},3.0,{time}" for user, item, time in log)]
+        lines = ["\ufeffuser_id,parent_asin,rating,timestamp", *(f"{user},{item},3.0,{time}" for user, item, time in log)]
     else:
         names = ("user_id", "parent_asin", "timestamp")
         lines = [json.dumps({"rating": 3.0, "asin": "C0"} | dict(zip(names, row))) for row in log]
@@ -223,7 +223,15 @@ def test_what_is_wrong_with_a_download_is_told_and_nothing_is_written(tmp_path):
     headless = archive(tmp_path / "ml.zip", ratings_csv="userId,movieId\n1,2\n", movies_csv="movieId\n")
     strange = archive(tmp_path / "a.zip", ratings_dat="1::2::3::4\n", movies_dat="7::X::Y\n")
     undated = packed(tmp_path / "s.json", [repr({"username": "a", "product_id": "1", "date": "soon"})])
+    older = packed(tmp_path / "older.json", [line.replace("'categories'", "'category'") for line in META])
+    unnamed = packed(tmp_path / "unnamed.json", [json.dumps({"reviewerID": "A", "asin": None, "unixReviewTime": 1, "overall": 1})])
+    endless = packed(tmp_path / "endless.json", [json.dumps({"reviewerID": "A", "asin": "B1", "unixReviewTime": 1e30, "overall": 1})])
+    without = packed(tmp_path / "without.json", ['{"reviewerID": "A", "asin": "B1", "unixReviewTime": NaN, "overall": 1}'])
     for name, files, message in (
+        ("amazon-2014", [reviews, older], "no item has 'categories'; is it a file of the release of 2014?"),
+        ("amazon-2014", [unnamed, meta], "unnamed.json line 1: 'asin' should be text, found None"),
+        ("amazon-2014", [endless, meta], "'unixReviewTime' should be a number, found 1e+30"),
+        ("amazon-2014", [without, meta], "'unixReviewTime' should be a number, found nan"),
         ("amazon-2014", [], "two files are needed, the reviews (each line with 'reviewerID') and the metadata: none is given"),
         ("amazon-2014", [meta], f"{meta} lacks 'reviewerID'"),
         ("amazon-2014", [reviews, reviews], f"{reviews} has 'reviewerID'; {reviews} has 'reviewerID'"),

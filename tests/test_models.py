@@ -153,6 +153,9 @@ class TestContract:
         ids = dataset.item_ids.to_pylist()
         assert model.score([], ids[:3]).shape == (0, 3)
         assert model.recommend([], k=3) == ([], [])
+        counts = np.bincount(dataset.sequences.items, minlength=dataset.n_items)  # about those of training
+        popular = counts[dataset.item_rows(model.recommend([[]], k=5)[0][0])]
+        assert popular.min() >= np.sort(counts)[-15]
         histories = [ids[:4], ids[5:6], ids[2:9]]
         whole = model.score(histories, ids[:3])
         monkeypatch.setattr(base, "SCORES_AT_ONCE", 1)  # one history at a time
@@ -168,6 +171,14 @@ class TestContract:
         model = fitted(name)
         with pytest.raises(UnknownIdError, match="nowhere"):
             model.recommend([["i1", "nowhere"]])
+        for histories in ("i1", ["i1"], [None], [5]):
+            with pytest.raises(ConfigError, match="histor"):
+                model.recommend(histories)
+        for options in ({"k": 2.5}, {"k": True}, {"only": "i1"}):
+            with pytest.raises(ConfigError):
+                model.recommend([["i1"]], **options)
+        with pytest.raises(ConfigError, match="several user ids"):
+            model.recommend(users="u1")
         with pytest.raises(UnknownIdError, match="nobody"):
             model.recommend(users=["nobody"])
         with pytest.raises(UnknownIdError):
@@ -256,11 +267,16 @@ def test_only_the_last_items_of_a_long_history_are_read(dataset, name):
 
 @pytest.mark.parametrize(
     ("kind", "settings"),
-    [(AsymRec, {"objective": "gbce", "mix": 0.5}), (SASRec, {"objective": "heads"}), (SASRecContent, {"mix": 0.5}), (HSTU, {"mix": 0.1})],
+    [
+        *((RPG, {"objective": "gbce"}), (Tiger, {"objective": "heads"}), (FlexCode, {"mix": 0.5})),
+        *((SASRec, {"objective": "heads"}), (SASRecContent, {"mix": 0.5}), (HSTU, {"mix": 0.1})),
+    ],
 )
 def test_losses_that_would_be_passed_over_are_refused(kind, settings):
     with pytest.raises(ConfigError, match="mix"):
         kind(**settings)
+    with pytest.raises(ConfigError, match="with objective=gbce use mix=0"):
+        AsymRec(objective="gbce", mix=0.5)
 
 
 def test_a_repeated_item_is_learned_to_be_rare_or_common():

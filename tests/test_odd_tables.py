@@ -39,6 +39,66 @@ def test_whole_numbers_that_pandas_keeps_as_floats_are_found_as_they_are_shown()
             dataset.user_rows([unknown])
 
 
+def csv(folder, users, items=None, times=None, shown=None):
+    """A folder with both tables as CSV, cells as they are given."""
+    folder.mkdir()
+    rows = zip(users, items or ["a"] * len(users), times or range(1, len(users) + 1))
+    (folder / "interactions.csv").write_text("user,item,time\n" + "".join(",".join(map(str, row)) + "\n" for row in rows))
+    (folder / "items.csv").write_text("item,title\n" + "".join(f"{item},thing\n" for item in shown or sorted(set(items or ["a"]))))
+    return Dataset.read(folder)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        ["108234567890123400000", "108234567890123400001", "108234567890123400002"],  # Google's
+        ["7827896733704852409", "17827896733704852410"],  # a hash of 64 bits without sign
+        ["1.10", "1.1", "0.10", "0.1"],
+        ["1E5", "100000", "1e05"],
+        ["nan", "1.5"],
+    ],
+)
+def test_ids_of_a_csv_file_are_what_it_says(ids, tmp_path):
+    dataset = csv(tmp_path / "shop", ids, ids)
+    assert sorted(dataset.user_ids.to_pylist()) == sorted(dataset.item_ids.to_pylist()) == sorted(ids)
+    assert dataset.user_rows(ids).tolist() == [dataset.user_ids.to_pylist().index(own) for own in ids]
+    other = csv(tmp_path / "bought", ["u"] * len(ids), ids, shown=[*ids, "2"])
+    assert [other.item_ids[int(row)].as_py() for row in other.sequences[0]] == ids
+
+
+def test_whole_numbers_with_a_point_stay_numbers(tmp_path):
+    dataset = csv(tmp_path / "shop", ["1.0", "2.0", "1.0"], ["7", "8", "7"])
+    assert dataset.n_users == 2 and dataset.user_rows(["1", 2]).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("user,item\r1,a\r2,a\r", 2),  # as an old Mac ends lines
+        ('"user","item","time; in seconds; utc; s"\n1,a,5\n2,a,6\n3,a,7\n', 3),
+    ],
+)
+def test_lines_and_headers_of_csv_files(text, rows, tmp_path):
+    (tmp_path / "interactions.csv").write_text(text, newline="")
+    (tmp_path / "items.csv").write_text("item,title\na,thing\n")
+    assert len(Dataset.read(tmp_path).sequences.items) == rows
+
+
+def test_times_of_two_units_are_refused():
+    def times(*values, kind="int64"):
+        clicks = {"user_id": [1] * len(values), "item_id": [10] * len(values), "timestamp": pa.array(np.array(values, kind))}
+        return Dataset.read(pa.table(clicks), pa.table(ITEMS))
+
+    mixed = 1_700_000_000, 1_700_000_100_000, 1_700_000_200
+    for kind in ("int64", "float64"):
+        with pytest.raises(DataError, match=r"'timestamp', row 1: 1700000000(\.0)? and 1700000100000(\.0)? are not of one unit"):
+            times(*mixed, kind=kind)
+    with pytest.raises(DataError, match=r"row 2: .* the latter counts us since 1970"):
+        times(1_700_000_100_000_000, 1_700_000_000_000)
+    assert times(0, 1_700_000_100_000, 5).time_unit == "ms"  # a zero stands for no time
+    assert times(5, 100, 1_700_000_000).time_unit == "s"
+
+
 # Rows twice
 
 

@@ -90,7 +90,7 @@ def test_models_without_a_place_say_so(name, dataset):
 
 def test_what_cannot_be_placed(dataset, fitted):
     model = fitted("asymrec")
-    with pytest.raises(DataError, match="duplicate item id 105"):
+    with pytest.raises(DataError, match="item id 105 is there already"):
         model.with_items(copies(dataset, [3], first=105))
     with pytest.raises(DataError, match="no column 'colour'"):
         model.with_items(pa.table({"item_id": [900], "colour": ["red"]}))
@@ -113,6 +113,15 @@ def test_vectors_from_elsewhere_have_no_place_for_new_items(dataset, width):
     model = MODELS["sasrec+content"](**SHORT).fit(dataset, vectors=vectors)
     with pytest.raises(PlacingError, match="were not made from their table"):
         model.with_items(copies(dataset, [3]))
+
+
+def test_new_items_may_come_as_a_frame_and_rows_are_counted_in_it(dataset, fitted):
+    model, new = fitted("sasrec+content"), copies(dataset, [3, 40])
+    assert model.with_items(new.to_pandas()).dataset.n_items == dataset.n_items + 2
+    with pytest.raises(DataError, match="items, column 'item_id', row 2: item id 103 is there already"):
+        model.with_items(pa.concat_tables([new.slice(0, 1), dataset.items.slice(3, 1)]))
+    with pytest.raises(DataError, match="row 2: duplicate item id 900, first in row 1"):
+        model.with_items(pa.concat_tables([new.slice(0, 1)] * 2))
 
 
 def test_a_grown_model_is_saved_whole(dataset, fitted, tmp_path):

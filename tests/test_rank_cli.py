@@ -123,10 +123,47 @@ def test_what_cannot_be_fitted_is_told_and_nothing_is_lost(fitted, data, tmp_pat
         done = here("rank", "fit", *arguments)
         assert done.returncode == 2 and told in done.stderr, done.stderr
     assert not (tmp_path / "x").exists() and load_ranker(fitted)[2]["ranker"] == "deepfm"
-    with pytest.raises(RunError, match="cannot read the ranker"):
+    with pytest.raises(RunError, match="is no ranker's folder"):
         load_ranker(tmp_path)
     with pytest.raises(ConfigError, match="there are"):
         fit_ranker(data, tmp_path / "x", ranker="q")
+
+
+def test_what_is_no_ranker_is_told(tmp_path):
+    assert "is not there: give one that `asymrec rank fit` made" in here("rank", "evaluate", tmp_path / "none").stderr
+    (tmp_path / "manifest.json").write_text("{}")
+    assert "is a run of `asymrec fit`" in here("rank", "evaluate", tmp_path).stderr
+
+
+def test_users_that_have_no_row_are_told(data, tmp_path):
+    import shutil
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    shop = shutil.copytree(data, tmp_path / "shop")
+    for path in shop.glob("users.*"):
+        path.unlink()
+    pq.write_table(pa.table({"user_id": [-5], "age": [3]}), shop / "users.parquet")
+    refused = here("rank", "schema", shop)
+    assert refused.returncode == 2 and "none of the users of the interactions has a row" in refused.stderr
+
+
+def test_ids_may_be_bytes_or_uuids(tmp_path):
+    import numpy as np
+    import pyarrow as pa
+
+    from asymrec.ranking.encoders import Encoder
+    from asymrec.ranking.schema import Field
+
+    own = [bytes([n] * 16) for n in range(5)]
+    column = pa.chunked_array([pa.array([*own, own[0], None] * 4, pa.binary(16))])
+    for kind in (pa.binary(16), pa.binary(), pa.uuid()):
+        values = column.cast(pa.binary(16)).combine_chunks()
+        values = pa.ExtensionArray.from_storage(kind, values) if kind == pa.uuid() else values.cast(kind)
+        encoder = Encoder.fit(Field(name="user", kind="category"), pa.chunked_array([values]), np.ones(28, bool))
+        numbers = encoder.encode(pa.chunked_array([values]))
+        assert len(set(numbers[:5].ravel().tolist())) == 5 and numbers[5] == numbers[0]
 
 
 def test_a_damaged_folder_is_told(fitted, tmp_path):

@@ -112,6 +112,8 @@ def test_bounds_are_read_as_the_column_is(api, column, low, high):
         ("price", ["3.99", 4.99]),
         ("weight", [0.3, 0.4]),
         ("small", [3, 4.0]),
+        ("small", ["3", 4, 2.5, 300]),  # no cell is one of the latter
+        ("weight", ["0.3", 0.4]),
         ("sold", ["2024-01-04", "2024-01-05"]),
     ],
 )
@@ -149,7 +151,7 @@ def test_what_has_no_order_is_refused(api, column, given):
 
 
 def test_a_condition_that_cannot_hold_spoils_no_other_request(api):
-    bad = {"history": [], "where": [{"column": "small", "any_of": [10**30]}]}
+    bad = {"history": [], "where": [{"column": "small", "any_of": ["many"]}]}
     first, second = api.post("/v1/recommend/batch", json={"requests": [bad, {"user": 7}]}).json()["results"]
     assert "cannot be compared" in first["error"] and second["result"]["items"]
 
@@ -202,7 +204,45 @@ def test_keys_are_removed_by_name_or_id(run):
     assert "shop" not in here("keys", "list", *beside).stdout
 
 
+# New items
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"vector": "shoes"}, "column 'vector' must be "),
+        ({"sold": "2024-01-04"}, "column 'sold' must be list<"),
+        ({"sold": ["soon"]}, "column 'sold' must be list<"),
+        ({"small": 2.7}, "column 'small' must be int8: found '2.7'"),
+        ({"small": True}, "column 'small' must be int8: found 'True'"),
+        ({"weight": True}, "column 'weight' must be float: found 'True'"),
+        ({"title": 3}, "column 'title' must be string"),
+        ({"price": True}, "column 'price' must be decimal128(10, 2)"),
+    ],
+)
+def test_values_of_another_type_are_refused_and_nothing_is_changed(api, columns, told):
+    before = api.get("/v1/items/105").json()
+    answer = api.patch("/v1/items/105", json=columns)
+    assert answer.status_code == 422 and told in answer.json()["detail"], answer.text
+    assert api.get("/v1/items/105").json() == before
+
+
+def test_decimals_are_numbers_or_text(api):
+    for given in (19.99, "19.99"):
+        answer = api.patch("/v1/items/106", json={"price": given})
+        assert answer.status_code == 200, answer.text
+        assert api.get("/v1/items/106").json()["columns"]["price"] == "19.99"
+    assert api.patch("/v1/items/106", json={"price": 20, "small": 7.0, "sold": ["2024-01-04", None]}).status_code == 200
+    assert api.get("/v1/items/106").json()["columns"]["sold"] == ["2024-01-04", None]
+
+
 # Lists for many users, with Ray
+
+
+def test_a_history_is_a_list(run, tmp_path):
+    pq.write_table(pa.table({"history": ["105", "106,107"]}), tmp_path / "users.parquet")
+    done = here("batch", run, tmp_path / "users.parquet", "-o", tmp_path / "lists.parquet")
+    assert done.returncode == 2 and "column 'history' must hold lists of item ids, found string" in done.stderr
 
 
 def test_as_many_workers_as_cores_make_the_lists(run, tmp_path):

@@ -126,8 +126,8 @@ def fit(
     read = reading(user_column, item_column, time_column, position_column, drop_unknown, drop_duplicates)
     chosen |= {f"data.{name}": value for name, value in read.items()}
     recipe = Recipe.read(config, **chosen)
-    if data is None and not resume:
-        raise RunError("DATA is missing: the folder or file to fit on")
+    if data is None and not (resume and output.exists()):
+        raise RunError(f"DATA is missing: the folder or file to fit on{f'; there is nothing to resume in {output}' if resume else ''}")
 
     from asymrec.progress import Progress
     from asymrec.runs import fit_run
@@ -193,6 +193,8 @@ def recommend(
     model = Recommender.load(run)
     dataset = model.dataset
     users, histories, allowed, denied = asked_ids(dataset, user, history, only, exclude)
+    if (users is None) == (histories is None):
+        raise RunError("say whom to recommend to: --user U, or --history A,B,C")
     ids, scores = model.recommend(histories, k, users=users, exclude_seen=not include_seen, only=allowed, exclude=denied)
 
     titles = dataset.titles()
@@ -314,7 +316,7 @@ def keys(
         raise RunError("give the server's store: --run RUN, or --store URL")
     if scope not in ("read", "write"):
         raise RunError(f"a scope is read or write, not '{scope}'")
-    if action not in ("add", "list", "remove") or (name is None) != (action == "list"):
+    if action not in ("add", "list", "remove") or (not (name or "").strip()) != (action == "list"):
         raise RunError("say: keys add NAME, keys list, or keys remove NAME")
     from datetime import datetime, timezone
 

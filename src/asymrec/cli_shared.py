@@ -75,11 +75,15 @@ def listed_ids(text: str) -> list[str]:
     """Ids as `split_ids` takes them, or those of a file with one a line."""
     path = Path(text)
     if not path.is_file():
-        return split_ids(text)
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UnknownIdError(f"cannot read ids from {path}: {error}") from None
+        found = split_ids(text)
+    else:
+        try:
+            found = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UnknownIdError(f"cannot read ids from {path}: {error}") from None
+    if not found:
+        raise UnknownIdError(f"{path} holds no ids" if path.is_file() else f"no ids are given: '{text}'")
+    return found
 
 
 def print_table(head: list[str], rows: list[list[str]]) -> None:

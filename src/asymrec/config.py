@@ -186,7 +186,7 @@ class TrainingConfig(Section):
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the learning rate rises")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 autocast where the processor has it")
     device: str = Field("auto", description="auto, cpu, cuda, mps")
-    seed: int = Field(0, ge=0, description="of everything that is drawn: equal seeds give equal models")
+    seed: int = Field(0, ge=0, lt=1 << 63, description="of everything that is drawn: equal seeds give equal models")
 
 
 class ClassicConfig(Section):

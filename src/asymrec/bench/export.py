@@ -118,8 +118,14 @@ def _take(plan: Plan, cell: Cell, folder: Path) -> str:
             files["metrics.json"] = {name: log[name] for name in (*KNOWN, "peak_memory_mib") if name in log}
             files["metrics.json"]["metrics"] = {cell.entry.model: log["metrics"]}
             curve, recipe = "".join(json.dumps(entry) + "\n" for entry in log["curve"]), yaml.safe_dump(log["recipe"], sort_keys=False)
-        if finished and cell.trial is None and (ranks := _read_ranks(folder / _ranks_of(cell), cell, log["metrics"])) is None:
-            return "its ranks are not in the export"
+        if finished and not log["metrics"]["kept"]["ndcg@10"] >= 0:
+            raise ValueError("it has no figures")
+        if finished and cell.trial is None:
+            ranks = _read_ranks(folder / _ranks_of(cell), cell, log["metrics"])
+            if ranks is None:
+                return "its ranks are not in the export"
+            if abs(ranks.per_user("ndcg@10").mean() - log["metrics"]["kept"]["ndcg@10"]) > 1e-5:
+                raise ValueError("its figures are not those of its ranks")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EvaluationError) as error:
         raise RunError(f"{path} is damaged: {type(error).__name__} {error}") from None
     with atomic(plan.output / cell.place) as temporary:

@@ -14,7 +14,7 @@ import numpy as np
 
 from asymrec.bench.plan import Cell, Entry, Headline, Plan
 from asymrec.bench.run import command, facts, outcome, read, settled
-from asymrec.errors import EvaluationError
+from asymrec.errors import EvaluationError, RunError
 from asymrec.evaluation import Comparison, Evaluation, paired_bootstrap
 
 SAMPLES = 5000  # of every bootstrap
@@ -170,7 +170,7 @@ def _rows(plan: Plan, place: tuple[str, str], groups: dict[str, list[Cell]]) -> 
     for entry in plan.models:
         if cells := groups.get(entry.name):
             known = [facts(plan, cell) for cell in cells]
-            ranks = [Evaluation.load(plan.output / cell.place / "ranks" / f"{entry.model}.parquet") for cell in cells]
+            ranks = [_ranks(plan, cell) for cell in cells]
             bare.append((entry, cells, _values(plan, cells, known), Averaged(ranks)))
     rows = []
     for entry, cells, values, users in bare:
@@ -182,6 +182,15 @@ def _rows(plan: Plan, place: tuple[str, str], groups: dict[str, list[Cell]]) -> 
                 against[history] = (rival.name, paired_bootstrap(users, theirs, "ndcg@10", SAMPLES, history=history))
         rows.append(Row(*place, entry, cells, len(plan.seeds_of(place[1])), values, users, against))
     return rows
+
+
+def _ranks(plan: Plan, cell: Cell) -> Evaluation:
+    """Raises RunError: damaged."""
+    folder = plan.output / cell.place
+    try:
+        return Evaluation.load(folder / "ranks" / f"{cell.entry.model}.parquet")
+    except EvaluationError as error:
+        raise RunError(f"{error}: remove the folder {folder} and run the bench again") from None
 
 
 def _values(plan: Plan, cells: list[Cell], known: list[dict[str, Any]]) -> dict[str, Spread | None]:
@@ -253,10 +262,10 @@ def _gain(plan: Plan, headline: Headline, protocol: str, rows: dict[tuple[str, s
 
 def _ratios(ours: np.ndarray, theirs: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Sums of `ours` over sums of `theirs`, float64 [SAMPLES], in draws of the users with replacement: how often each distinct pair
-    occurs is a multinomial, see `evaluation.compare`."""
+    occurs is a multinomial, see `evaluation.compare`. Infinite where a draw has only users of whom `theirs` is 0."""
     pairs, counts = np.unique(np.stack([ours, theirs], axis=1), axis=0, return_counts=True)
     step = max(1, (1 << 22) // len(pairs))
     sums = np.concatenate(
         [generator.multinomial(len(ours), counts / len(ours), size=min(step, SAMPLES - at)) @ pairs for at in range(0, SAMPLES, step)]
     )
-    return sums[:, 0] / np.maximum(sums[:, 1], np.finfo(float).tiny)
+    return np.divide(sums[:, 0], sums[:, 1], out=np.full(SAMPLES, np.inf), where=sums[:, 1] > 0)

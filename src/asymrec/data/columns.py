@@ -124,7 +124,7 @@ def read_times(source: Source, column: str, notes: list[str]) -> tuple[np.ndarra
             raise source.error(f"cannot read {values[row].as_py()!r} as a time", column, row) from None
         dates = _dates(times[~null])
         if dates is None:
-            unit = _unit(times)
+            unit = _unit(source, column, times)
         else:
             notes.append(f"whole numbers in column '{column}' are read as dates, such as {times[~null][0]}")
             times, unit = np.zeros(len(times), np.int64), "s"
@@ -165,7 +165,7 @@ def _parsed(source: Source, column: str, values: pa.ChunkedArray) -> pa.ChunkedA
 
 
 def _from_floats(source: Source, column: str, values: np.ndarray) -> tuple[np.ndarray, str]:
-    unit = _unit(values)
+    unit = _unit(source, column, values)
     if (values != np.floor(values)).any():  # the next finer unit that a float64 still tells apart
         factor, unit = {"s": (1e6, "us"), "ms": (1e3, "us"), "us": (1e3, "ns"), "ns": (1.0, "ns")}[unit]
         values = np.rint(values * factor)
@@ -190,10 +190,20 @@ def _dates(values: np.ndarray) -> np.ndarray | None:
     return days.astype("datetime64[s]").astype(np.int64)
 
 
-def _unit(values: np.ndarray) -> str:
-    """What numbers of this size count since 1970: 1e11 seconds are the year 5138, 1e11 milliseconds are 1973."""
-    largest = max(abs(float(values.max())), abs(float(values.min())))
-    return "s" if largest < 1e11 else "ms" if largest < 1e14 else "us" if largest < 1e17 else "ns"
+def _unit(source: Source, column: str, values: np.ndarray) -> str:
+    """What numbers of this size count since 1970: 1e11 seconds are the year 5138, 1e11 milliseconds are 1973.
+
+    Raises DataError: some are times of our days in another unit than others. Such as in the largest's unit lie within its first days of
+    1970, zeros and small numbers, stand for no time in most data, and are let pass.
+    """
+    sizes = np.abs(values)
+    unit, least = next(((name, least) for name, least in (("ns", 1e17), ("us", 1e14), ("ms", 1e11)) if sizes.max() >= least), ("s", 0.0))
+    other = (sizes >= 1e8) & (sizes < least)
+    if other.any():
+        row, most = int(other.argmax()), int(sizes.argmax())
+        told = f"{values[row].item()!r} and {values[most].item()!r} are not of one unit: the latter counts {unit} since 1970"
+        raise source.error(told, column, row)
+    return unit
 
 
 def _plain(name: str) -> str:

@@ -97,7 +97,10 @@ class Dataset:
             source, items = find_table(folder, "interactions"), find_table(folder, "items")
         found, catalogue = read_table(source, "interactions"), read_table(items, "items")
 
-        in_items, told = _id_column(catalogue, found, find_column(found, "item", columns["item"]))
+        in_interactions = find_column(found, "item", columns["item"])
+        found = found.of_ids(in_interactions)
+        in_items, told = _id_column(catalogue, found, in_interactions)
+        catalogue = catalogue.of_ids(in_items)
         keys = id_keys(catalogue, in_items)
         _refuse_duplicates(catalogue, in_items, keys)
         values = Ids(_one_array(catalogue.table[in_items]), "item", keys)
@@ -153,17 +156,21 @@ class Dataset:
         found = [column for column in texts if apart[column] > self.n_items / 2]
         return sorted(found, key=apart.get, reverse=True)[:1]
 
-    def with_items(self, items: pa.Table) -> Dataset:
+    def with_items(self, items: Any) -> Dataset:
         """The same users and sequences over more items, which come after the others.
 
-        items: columns of the item table, any but the id may be left out. Raises DataError: a column that the item table does not have or
-        of another type, an id that is null, there already, or given twice.
+        items: a table or frame with columns of the item table, any but the id may be left out. Raises DataError: a column that the item
+        table does not have or of another type, an id that is null, there already, or given twice.
         """
-        table = self.item_table(items)
+        table, column = self.item_table(read_table(items, "items").table), self.item_column
+        new = Source("items", table)
+        _refuse_duplicates(new, column, id_keys(new, column))
         both = pa.concat_tables([self.items, table]).unify_dictionaries().combine_chunks()
-        source = Source("items", both)
-        keys = id_keys(source, self.item_column)
-        _refuse_duplicates(source, self.item_column, keys)
+        keys = id_keys(Source("items", both), column)
+        again = pc.is_in(keys.slice(self.n_items), value_set=keys.slice(0, self.n_items)).to_numpy(zero_copy_only=False)
+        if again.any():
+            row = int(again.argmax())
+            raise new.error(f"item id {table[column][row].as_py()!r} is there already", column, row)
         return self._over(both, keys)
 
     def over(self, items: pa.Table) -> Dataset:
@@ -279,7 +286,7 @@ def _id_column(catalogue: Source, interactions: Source, in_interactions: str) ->
 def _holds(source: Source, column: str, wanted: pa.Array) -> bool:
     """Whether a column has each of the ids, and none of its own twice."""
     try:
-        keys = normal_keys(source.table[column])
+        keys = normal_keys(source.of_ids(column).table[column])
     except (pa.ArrowException, TypeError):
         return False
     if keys.type != wanted.type:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from asymrec.data.columns import normal_keys
-from asymrec.errors import UnknownIdError
+from asymrec.errors import ConfigError, UnknownIdError
 
 _FEW = 10_000
 
@@ -39,7 +39,7 @@ class Ids:
         Raises UnknownIdError with the first unknown id and how many there are.
         """
         if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
-            raise TypeError(f"expected several {self.noun} ids, got {ids!r}")
+            raise ConfigError(f"expected several {self.noun} ids, got {ids!r}")
         if isinstance(ids, (pa.Array, pa.ChunkedArray)) and normal_keys(ids).type == self.keys.type:
             found = self.find(normal_keys(ids))
         else:

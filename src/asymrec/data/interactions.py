@@ -43,6 +43,7 @@ def read_interactions(
     time, position = (find_column(source, role, columns[role], required=False) for role in ("time", "position"))
     if len(used := [name for name in (user, item, time, position) if name is not None]) > len(set(used)):
         raise source.error("one column cannot be two of user, item, time and position", max(used, key=used.count))
+    source = source.of_ids(user)
     user_keys = id_keys(source, user)
     item_rows = _item_rows(source, item, items)
 

@@ -8,8 +8,9 @@ Rows are counted as data rows from 1, without the header.
 from __future__ import annotations
 
 import gzip
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pyarrow.compute as pc
 
 from asymrec.errors import DataError
 
+WHOLE = r"^\s*-?\d{1,15}(\.0*)?\s*$"  # as pandas writes whole numbers where one is missing
 SUFFIXES = (".parquet", ".csv", ".csv.gz", ".tsv", ".tsv.gz")
 
 
@@ -28,6 +30,15 @@ class Source:
 
     name: str
     table: pa.Table
+    written: dict[str, pa.ChunkedArray] = field(default_factory=dict)  # columns of a CSV file that became floats, as the file has them
+
+    def of_ids(self, column: str) -> Source:
+        """With a column of ids as the file has them, where they are not whole numbers: `1.10` and `1.1` are two ids, and one of 21 digits
+        is no float."""
+        text = self.written.get(column)
+        if text is None or pc.all(pc.match_substring_regex(text, WHOLE)).as_py():
+            return self
+        return replace(self, table=self.table.set_column(self.table.column_names.index(column), column, text))
 
     def error(self, message: str, column: str | None = None, row: int | None = None) -> DataError:
         """A DataError that begins with the place; `row` counts from 0 and is told from 1."""
@@ -54,7 +65,7 @@ def read_table(source: Any, name: str) -> Source:
     """
     if isinstance(source, (str, Path)):
         path = Path(source)
-        found = Source(str(path), _read_file(path))
+        found = Source(str(path), *_read_file(path))
     elif isinstance(source, pa.Table):
         found = Source(name, source)
     elif hasattr(source, "columns") and hasattr(source, "dtypes"):
@@ -66,7 +77,7 @@ def read_table(source: Any, name: str) -> Source:
         raise found.error("two columns have this name", twice[0])
     if not found.table.num_rows:
         raise found.error("the table is empty")
-    return Source(found.name, _without_views(found.table))
+    return replace(found, table=_without_views(found.table))
 
 
 def first_bad(column: pa.ChunkedArray | pa.Array, convert: Callable[[Any], Any]) -> int:
@@ -88,13 +99,14 @@ def first_true(mask: Any) -> int:
     return pc.index(mask, pa.scalar(True)).as_py()
 
 
-def _read_file(path: Path) -> pa.Table:
+def _read_file(path: Path) -> tuple[pa.Table, dict[str, pa.ChunkedArray]]:
+    """The table, and what of it is written otherwise than it is held, see `Source`."""
     if not path.exists():
         raise DataError(f"{path}: no such file")
     name = path.name.lower()
     try:
         if name.endswith(".parquet"):
-            return _read_parquet(path)
+            return _read_parquet(path), {}
         if name.endswith(SUFFIXES):
             if path.is_dir():
                 raise DataError(f"{path}: is a folder")
@@ -110,10 +122,10 @@ def _read_file(path: Path) -> pa.Table:
 
 def _without_views(table: pa.Table) -> pa.Table:
     """Columns of Arrow's view types as the plain large ones: the same values, and every function takes them."""
-    for place, field in enumerate(table.schema):
-        if pa.types.is_string_view(field.type) or pa.types.is_binary_view(field.type):
-            plain = pa.large_string() if pa.types.is_string_view(field.type) else pa.large_binary()
-            table = table.set_column(place, field.name, table.column(place).cast(plain))
+    for place, column in enumerate(table.schema):
+        if pa.types.is_string_view(column.type) or pa.types.is_binary_view(column.type):
+            plain = pa.large_string() if pa.types.is_string_view(column.type) else pa.large_binary()
+            table = table.set_column(place, column.name, table.column(place).cast(plain))
     return table
 
 
@@ -144,7 +156,7 @@ def _from_pandas(frame: Any, name: str) -> pa.Table:
     return pa.table(columns)
 
 
-def _read_csv(path: Path) -> pa.Table:
+def _read_csv(path: Path) -> tuple[pa.Table, dict[str, pa.ChunkedArray]]:
     from pyarrow import csv
 
     header, delimiter = _header(path)
@@ -183,11 +195,12 @@ def _read_csv(path: Path) -> pa.Table:
                 row = first_bad(raw[column], lambda part: part.cast(pa.string()))
                 raise DataError(f"{path}, column '{column}', row {row + 1:,}: not UTF-8 text") from None
         raise DataError(f"{path}: not readable as CSV ({_line(error)})") from None
-    return pa.table({column: _typed(values) for column, values in zip(table.column_names, table.columns)})
+    typed = pa.table({column: _typed(values) for column, values in zip(table.column_names, table.columns)})
+    return typed, {name: table[name] for name in typed.column_names if pa.types.is_floating(typed.schema.field(name).type)}
 
 
 def _header(path: Path) -> tuple[list[str], str]:
-    """The column names and the delimiter: the one of comma, tab, semicolon and bar that the first line holds most of."""
+    """The column names and the delimiter: the one of comma, tab, semicolon and bar that the first line holds most of, outside quotes."""
     import csv
 
     opener = gzip.open if path.name.lower().endswith(".gz") else open
@@ -197,14 +210,14 @@ def _header(path: Path) -> tuple[list[str], str]:
         except EOFError:
             raise DataError(f"{path}: not readable as gzip (it ends too early)") from None
     try:
-        first = line.decode("utf-8-sig").rstrip("\r\n")
+        first = line.decode("utf-8-sig").splitlines()[0] if line.strip() else ""  # a CR alone ends a line too
     except UnicodeDecodeError:
         raise DataError(f"{path}: the header is not UTF-8 text") from None
     if not first.strip():
         raise DataError(f"{path}: the table is empty")
     if "\0" in first:
         raise DataError(f"{path}: not readable as CSV (binary data)")
-    delimiter = max(",\t;|", key=first.count)
+    delimiter = max(",\t;|", key=re.sub('"[^"]*"', "", first).count)
     names = next(csv.reader([first], delimiter=delimiter))
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"{path}, column '{twice[0]}': two columns have this name")

@@ -121,6 +121,7 @@ class AsymRec(CodedModel):
     """Settings as in `asymrec.config`, by name: `AsymRec(width=256, facets=16, epochs=40, seed=1)`."""
 
     name = "asymrec"
+    objectives = ("catalogue", "heads", "gbce")
     schedule = (20, 800, 100)  # codes are shared: it learns on where models with a vector for each item have begun to know them by heart
     network: Network
     quantizer: MHQ

@@ -174,6 +174,8 @@ class Recommender:
             UnknownIdError: a user or item that the data set does not hold. ConfigError: k below 1, both or none of histories and
             users, times that do not fit the histories.
         """
+        if isinstance(k, bool) or not isinstance(k, int | np.integer):
+            raise ConfigError(f"k must be a whole number, not {k!r}")
         if k < 1:
             raise ConfigError(f"k must be at least 1, not {k}")
         rows = self._histories(histories, users, times)
@@ -232,10 +234,15 @@ class Recommender:
     ) -> Sequences:
         if (histories is None) == (users is None):
             raise ConfigError("give either histories or users")
+        if isinstance(histories, str | bytes):
+            raise ConfigError(f"histories are lists of item ids, not {histories!r}")
         if users is not None:
             if times is not None:
                 raise ConfigError("times go with histories; those of users are known")
             return self.dataset.sequences.take(self.dataset.user_rows(users))
+        for history in histories:
+            if isinstance(history, str | bytes) or not hasattr(history, "__len__"):
+                raise ConfigError(f"a history is a list of item ids, not {history!r}")
         flat = self.dataset.item_rows([item for history in histories for item in history])
         rows = Sequences.of(np.split(flat, np.cumsum([len(history) for history in histories])[:-1]) if len(histories) else [])
         return rows if times is None else replace(rows, times=_times(times, rows))

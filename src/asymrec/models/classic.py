@@ -54,16 +54,35 @@ class Popularity(Recommender):
         self.counts = tensors["counts"].numpy()
 
 
-class SparseTable(Recommender):
-    """A model that is a sparse table, float32 [n_items, n_items]; a line says what an item of the history speaks for."""
+class ItemTable(Recommender):
+    """A model that is a table [n_items, n_items]; a line says what an item of the history speaks for. Where the whole history speaks for
+    nothing, or there is none, items are scored by their counts in training."""
+
+    table: sparse.csr_matrix | np.ndarray
+    counts: np.ndarray  # float32 [n_items]
+
+    def _fit(self, dataset: Dataset, split: Split) -> None:
+        self.counts = split.train_counts(dataset.n_items).astype(np.float32)
+        self.table = self._table(split.train, dataset.n_items)
+
+    def _table(self, train: Sequences, n_items: int) -> sparse.csr_matrix | np.ndarray:
+        raise NotImplementedError
+
+    def scores(self, histories: Sequences) -> np.ndarray:
+        found = _weights(histories, self.recipe.classic.recency, self.table.shape[0]) @ self.table
+        found = found if isinstance(found, np.ndarray) else found.toarray()
+        found[~found.any(1)] = self.counts
+        return found
+
+
+class SparseTable(ItemTable):
+    """The table is sparse, float32."""
 
     table: sparse.csr_matrix
 
-    def scores(self, histories: Sequences) -> np.ndarray:
-        return (_weights(histories, self.recipe.classic.recency, self.table.shape[0]) @ self.table).toarray()
-
     def widened(self, count: int) -> SparseTable:
         model, n = copy(self), self.table.shape[0] + count
+        model.counts = np.pad(self.counts, (0, count))
         starts = np.concatenate([self.table.indptr, np.full(count, self.table.indptr[-1], self.table.indptr.dtype)])
         model.table = sparse.csr_matrix((self.table.data, self.table.indices, starts), shape=(n, n))
         return model
@@ -73,10 +92,12 @@ class SparseTable(Recommender):
             "values": torch.from_numpy(self.table.data),
             "columns": torch.from_numpy(self.table.indices.astype(np.int32)),
             "starts": torch.from_numpy(self.table.indptr.astype(np.int64)),
+            "counts": torch.from_numpy(self.counts),
         }
 
     def restore(self, tensors: dict[str, Tensor], vectors: np.ndarray | None, codes: np.ndarray | None) -> None:
         n = len(tensors["starts"]) - 1
+        self.counts = _counts(tensors, n)
         self.table = sparse.csr_matrix((tensors["values"].numpy(), tensors["columns"].numpy(), tensors["starts"].numpy()), shape=(n, n))
 
 
@@ -86,15 +107,15 @@ class ItemKNN(SparseTable):
     name = "itemknn"
     space: ClassVar[dict] = {"recency": [0.6, 0.8, 1.0], "neighbours": [50, 100, 200, 500]}
 
-    def _fit(self, dataset: Dataset, split: Split) -> None:
-        seen, n = _seen(split.train, dataset.n_items), dataset.n_items
+    def _table(self, train: Sequences, n_items: int) -> sparse.csr_matrix:
+        seen, n = _seen(train, n_items), n_items
         norms = np.sqrt(np.asarray(seen.sum(0)).ravel())
         columns = (seen @ sparse.diags_array(1 / np.maximum(norms, 1))).tocsc().astype(np.float32)
         blocks = []
         for start in range(0, n, ROWS_AT_ONCE):  # the whole product would hold every pair of items at once
             block = (columns[:, start : start + ROWS_AT_ONCE].T @ columns).tocsr()
             blocks.append(_nearest(block, start, self.recipe.classic.neighbours))
-        self.table = sparse.vstack(blocks).tocsr()
+        return sparse.vstack(blocks).tocsr()
 
 
 class Counts(SparseTable):
@@ -104,16 +125,16 @@ class Counts(SparseTable):
     defaults: ClassVar[dict] = {"recency": 0.6}
     space: ClassVar[dict] = {"recency": [0.4, 0.6, 0.8], "gap": [0.8, 0.9], "discount": [0.3, 0.5]}
 
-    def _fit(self, dataset: Dataset, split: Split) -> None:
+    def _table(self, train: Sequences, n_items: int) -> sparse.csr_matrix:
         classic = self.recipe.classic
-        table = followers(split.train, dataset.n_items, classic.window, classic.gap)
+        table = followers(train, n_items, classic.window, classic.gap)
         if not classic.directed:
             table = table + table.T
-        scale = sparse.diags_array((split.train_counts(dataset.n_items) + 1.0) ** -classic.discount)
-        self.table = (scale @ table @ scale).tocsr().astype(np.float32)
+        scale = sparse.diags_array((self.counts + 1.0) ** -classic.discount)
+        return (scale @ table @ scale).tocsr().astype(np.float32)
 
 
-class EASE(Recommender):
+class EASE(ItemTable):
     """Settings: `ridge`, `recency`. The table is dense, float32 [n_items, n_items], and so is the Cholesky factorization it comes from:
     against float64 its entries differ by 2e-6 at most on MovieLens-1M and Beauty (the largest are .27 and .09), validation NDCG@10 by
     1e-5, at half the memory and, on Beauty, half the time.
@@ -130,14 +151,14 @@ class EASE(Recommender):
     defaults: ClassVar[dict] = {"recency": 0.6}
     space: ClassVar[dict] = {"recency": [0.4, 0.6, 0.8], "ridge": [100.0, 250.0, 500.0, 1000.0]}
 
-    def _fit(self, dataset: Dataset, split: Split) -> None:
+    def _table(self, train: Sequences, n_items: int) -> np.ndarray:
         from scipy.linalg import lapack
 
-        n, ridge = dataset.n_items, self.recipe.classic.ridge
+        n, ridge = n_items, self.recipe.classic.ridge
         need, free = _memory(n), machine.free_memory()
         if free is not None and need > free:
             raise DataError(f"ease needs {need / 2**30:.1f} GiB for {n:,} items, {free / 2**30:.1f} GiB are free: take itemknn or counts")
-        seen = _seen(split.train, n)
+        seen = _seen(train, n)
         columns = seen.tocsc()
         gram = np.empty((n, n), np.float32)
         for start in range(0, n, ROWS_AT_ONCE):
@@ -155,16 +176,19 @@ class EASE(Recommender):
             table[start:stop, stop:] = table[stop:, start:stop].T
         table /= -table.diagonal()
         np.fill_diagonal(table, 0)
-        self.table = table
-
-    def scores(self, histories: Sequences) -> np.ndarray:
-        return _weights(histories, self.recipe.classic.recency, len(self.table)) @ self.table
+        return table
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"table": torch.from_numpy(self.table)}
+        return {"table": torch.from_numpy(self.table), "counts": torch.from_numpy(self.counts)}
 
     def restore(self, tensors: dict[str, Tensor], vectors: np.ndarray | None, codes: np.ndarray | None) -> None:
         self.table = tensors["table"].numpy()
+        self.counts = _counts(tensors, len(self.table))
+
+
+def _counts(tensors: dict[str, Tensor], n_items: int) -> np.ndarray:
+    """Of training; none in runs of before they were kept."""
+    return tensors["counts"].numpy() if "counts" in tensors else np.zeros(n_items, np.float32)
 
 
 def _memory(n: int) -> int:

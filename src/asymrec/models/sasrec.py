@@ -15,15 +15,11 @@ they are compared, so that content is no privilege of the generative models.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from asymrec.config import Recipe
-from asymrec.errors import ConfigError
 from asymrec.models.catalogue import CatalogueModel, CatalogueNetwork
 from asymrec.models.growing import twin
 from asymrec.nn.decoder import Decoder
@@ -52,14 +48,10 @@ class Network(CatalogueNetwork):
 
 
 class SASRec(CatalogueModel):
-    """Settings as in `asymrec.config`, by name: `SASRec(width=128, layers=2, epochs=40, seed=1)`. Raises ConfigError: a loss of codes."""
+    """Settings as in `asymrec.config`, by name: `SASRec(width=128, layers=2, epochs=40, seed=1)`."""
 
     name = "sasrec"
-
-    def __init__(self, recipe: Recipe | None = None, **settings: Any):
-        super().__init__(recipe, **settings)
-        if self.recipe.training.objective == "heads" or self.recipe.training.mix:
-            raise ConfigError(f"{self.name} writes no codes for objective=heads or mix: use objective=catalogue or gbce, and mix=0")
+    objectives = ("catalogue", "gbce")
 
     def reads_vectors(self) -> bool:
         return False

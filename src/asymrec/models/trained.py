@@ -14,10 +14,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from asymrec.config import Recipe
 from asymrec.data import Dataset, Sequences, Split
 from asymrec.data.batches import epoch_batches
 from asymrec.device import choose_device, choose_precision
-from asymrec.errors import DataError, VectorError
+from asymrec.errors import ConfigError, DataError, VectorError
 from asymrec.evaluation.protocol import evaluate
 from asymrec.models.base import Recommender
 from asymrec.models.growing import Growing
@@ -37,11 +38,15 @@ OWN = ("popularity", "history")  # what every trained model keeps beside its net
 
 
 class Trained(Recommender):
-    """Base of the models with a network. Settings as in `asymrec.config`, by name: `SASRec(width=128, epochs=40, seed=1)`."""
+    """Base of the models with a network. Settings as in `asymrec.config`, by name: `SASRec(width=128, epochs=40, seed=1)`.
+
+    Raises ConfigError: an `objective` or `mix` that the model does not learn by.
+    """
 
     # epochs where none are given: at least the first; more, up to the third, where they would be fewer steps than the second
     schedule: ClassVar[tuple[int, int, int]] = (12, 800, 100)
     logits = True
+    objectives: ClassVar[tuple[str, ...]] = ()  # those it can learn by; none where its loss is its own
     space: ClassVar[dict[str, list[Any]]] = {"dropout": [0.3, 0.5], "learning_rate": [1e-3, 2e-3, 4e-3], "temperature": [0.05, 0.07]}
     network: nn.Module
     quantizer: Quantizer  # of a model with codes
@@ -50,6 +55,13 @@ class Trained(Recommender):
     report: dict[str, Any] | None = None  # of the codes, where there are any
     _placer: Placer | None = None  # of new items
     _grown: dict[str, Growing]  # the tables of an extended model
+
+    def __init__(self, recipe: Recipe | None = None, **settings: Any):
+        super().__init__(recipe, **settings)
+        default, training = type(self.recipe.training)(), self.recipe.training
+        if training.objective not in (self.objectives or (default.objective,)) or (training.mix and "heads" not in self.objectives):
+            known = f"takes objective={' or '.join(self.objectives)} and mix=0" if self.objectives else "has a loss of its own"
+            raise ConfigError(f"{self.name} {known}: objective={training.objective}, mix={training.mix:g} would be passed over")
 
     # What a model writes
 

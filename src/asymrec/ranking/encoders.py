@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from asymrec.data.columns import normal_keys
 from asymrec.errors import DataError
 from asymrec.ranking.schema import Field
 
@@ -114,6 +115,8 @@ class Encoder:
 def _words(field: Field, column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
     """Every category as large_string, and the row that each stands in."""
     array = _plain(column)
+    if isinstance(array.type, pa.BaseExtensionType) or pa.types.is_binary(array.type) or pa.types.is_fixed_size_binary(array.type):
+        array = pa.array([None if key is None else key.hex() for key in normal_keys(array).to_pylist()], pa.large_string())  # UUIDs, bytes
     owners = np.arange(len(array))
     if field.kind == "values":
         if not hasattr(array.type, "value_type"):

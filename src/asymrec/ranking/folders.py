@@ -98,6 +98,9 @@ def load_ranker(folder: str | Path) -> tuple[Ranker, Tables, dict[str, Any]]:
     """What `fit_ranker` left: the ranker, its tables, the facts. Raises RunError: not there, damaged, of another format."""
     folder = Path(folder)
     recover(folder)
+    if not (folder / "ranker").is_dir():
+        kind = "a run of `asymrec fit`" if (folder / "manifest.json").exists() else "no ranker's folder" if folder.is_dir() else "not there"
+        raise RunError(f"{folder} is {kind}: give one that `asymrec rank fit` made")
     try:
         facts = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         if facts["format"] != FORMAT:

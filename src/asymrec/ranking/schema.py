@@ -154,12 +154,17 @@ class Tables:
             return cls(dataset)
         source = read_table(find_table(folder, "users"), "users")
         column = find_column(source, "user")
+        source = source.of_ids(column)
         keys, own = normal_keys(source.table[column]), normal_keys(dataset.user_ids)
         if keys.type != own.type:
             keys, own = keys.cast(pa.large_string()), own.cast(pa.large_string())
         if len(pc.unique(keys)) < len(keys):
             raise source.error("a user has two rows", column)
         rows, others = pc.index_in(own, keys), [name for name in source.table.column_names if name != column]
+        if rows.null_count == len(rows):
+            raise source.error("none of the users of the interactions has a row", column)
+        if rows.null_count:
+            dataset.notes.append(f"{rows.null_count:,} of {len(rows):,} users have no row in {source.name}: nothing is known of them")
         return cls(dataset, pa.table({column: dataset.user_ids} | {name: source.table[name].take(rows) for name in others}))
 
     def column(self, owner: str, name: str) -> pa.ChunkedArray:

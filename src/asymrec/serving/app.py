@@ -138,7 +138,8 @@ def _recommendations(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/recommend/batch", dependencies=[needs("read")], tags=["recommend"], response_model=schemas.Answers)
     async def recommend_batch(wanted: schemas.Wanteds) -> Any:
-        """Several recommendations in one request; one that cannot be given does not spoil the others."""
+        """Several recommendations in one request; one that cannot be given (an unknown item, say) does not spoil the others. What is no
+        request at all (k below 1) is refused with the whole."""
         answers = await service.engine.ask([_ask(one) for one in wanted.requests], service.settings.timeout)
         results = [{"error": str(one)} if isinstance(one, AsymrecError) else {"result": one} for one in answers]
         return JSONResponse({"results": results})

@@ -56,6 +56,9 @@ def wanted(schema: pa.Schema) -> str:
             break
     else:
         raise DataError(f"no column history, user or user_id; there are {', '.join(schema.names)}")
+    kind = schema.field(name).type
+    if name == "history" and not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        raise DataError(f"column 'history' must hold lists of item ids, found {kind}")
     if taken := {"items", "scores"} & set(schema.names):
         raise DataError(f"a column {min(taken)} is there already")
     return name

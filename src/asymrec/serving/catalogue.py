@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from asymrec.errors import AsymrecError, ConfigError, DataError, UnknownIdError
+from asymrec.errors import AsymrecError, ConfigError, DataError, PlacingError, UnknownIdError
 from asymrec.serving.snapshot import Put, Run, Snapshot, as_id
 from asymrec.serving.store import Change, Store
 
@@ -43,6 +43,7 @@ class Catalogue:
         if not items:
             return self.snapshot
         run = self.snapshot.run
+        _refuse_misfits(run, items)
         puts, described = place(run, items)
         with self._turn:
             if self.snapshot.run is not run:  # another run came meanwhile
@@ -130,7 +131,11 @@ class Catalogue:
     def _replayed(self, run: Run, known: list[Change] | None = None) -> Snapshot:
         """The run's own items, then all changes in the store that still count."""
         known = self.store.changes(run.identity) if known is None else known
-        snapshot = self._applied(Snapshot.of(run), surviving(known))
+        try:
+            snapshot = self._applied(Snapshot.of(run), surviving(known))
+        except PlacingError as error:
+            hint = "serve a run whose model can place them, or give another store"
+            raise PlacingError(f"the store {self.store.name} holds items that were put into an earlier run, and {error}: {hint}") from None
         return replace(snapshot, version=known[-1].version if known else 0)
 
     def _applied(self, snapshot: Snapshot, changes: list[Change]) -> Snapshot:
@@ -209,12 +214,46 @@ def item_lines(run: Run, items: list[tuple[Any, dict[str, Any]]]) -> pa.Table:
 
 
 def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
-    """Values as JSON has them, in the type of a column: bytes are hexadecimal text, times and decimals are text."""
+    """Values as JSON has them, in the type of a column: bytes are hexadecimal text, times are text, decimals are text or numbers."""
     if _is_binary(kind):
         return pa.array([None if value is None else bytes.fromhex(value) for value in values], type=kind)
+    if pa.types.is_decimal(kind):
+        values = [str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value for value in values]
     if pa.types.is_temporal(kind) or pa.types.is_decimal(kind) or pa.types.is_dictionary(kind):
         return pa.array(values, type=pa.string()).cast(kind)
+    if _is_list(kind) and not (pa.types.is_primitive(kind.value_type) and not pa.types.is_temporal(kind.value_type)):
+        inner = _column([each for value in values for each in value or ()], kind.value_type)
+        stops = np.cumsum([0, *(len(value or ()) for value in values)])
+        offsets = pa.array(stops, pa.int32(), mask=np.array([*(value is None for value in values), False]))
+        return pa.ListArray.from_arrays(offsets, inner).cast(kind)
     return pa.array(values, type=kind)
+
+
+def _refuse_misfits(run: Run, items: list[tuple[Any, dict[str, Any]]]) -> None:
+    """Arrow takes a text for a list of letters, and 2.7 for a whole number: a new item's columns are held to more. Raises DataError."""
+    schema = run.dataset.items.schema
+    for _, record in items:
+        for name, value in record.items():
+            if name in schema.names and not _fits(value, schema.field(name).type):
+                raise DataError(f"column '{name}' must be {schema.field(name).type}: found {str(value)[:80]!r}")
+
+
+def _fits(value: Any, kind: pa.DataType) -> bool:
+    """Whether a value of JSON is one of this type; of types that JSON has no values of, whatever it is."""
+    if value is None:
+        return True
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if _is_list(kind):
+        return isinstance(value, list) and all(_fits(each, kind.value_type) for each in value)
+    if pa.types.is_struct(kind):
+        return isinstance(value, dict) and all(name in kind.names and _fits(each, kind.field(name).type) for name, each in value.items())
+    if pa.types.is_integer(kind):
+        return number and float(value).is_integer()
+    return number or not pa.types.is_floating(kind)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def _is_binary(kind: pa.DataType) -> bool:

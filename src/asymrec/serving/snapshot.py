@@ -268,8 +268,13 @@ def _fits(table: pa.Table, condition: dict[str, Any]) -> np.ndarray:
 
 def _cells(given: list[Any], kind: pa.DataType) -> pa.Array:
     """Values of JSON in the type of a column."""
-    if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
-        return pa.array([_comparable(value, kind).cast(kind) for value in given])
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
+        found = []
+        for value in given:
+            comparable = _comparable(value, kind)
+            with suppress(pa.ArrowInvalid):  # 2.5 or 300 among whole numbers of 8 bits: no cell is that
+                found.append(comparable.cast(kind))
+        return pa.array(found, kind)
     return pa.array(given).cast(kind)
 
 

@@ -73,17 +73,20 @@ def amazon(release: Release, folder: str | Path, files: list[Path], core: int) -
     reviews, metadata = chosen(files, ("the reviews", "the metadata"), release.user)
     log = Log()
     for line, record in records(reviews):
-        if release.item not in record:
-            raise DataError(f"{reviews} line {line}: there is no '{release.item}'; is it a file of the release of {release.year}?")
-        if not record.get(release.user):
-            raise DataError(f"{reviews} line {line}: there is no '{release.user}'")
+        for key in (release.user, release.item):
+            if not isinstance(record.get(key), str) or not record[key]:
+                told = f"'{key}' should be text, found {record.get(key)!r}; is it a file of the release of {release.year}?"
+                raise DataError(f"{reviews} line {line}: {told}")
         time = int(number(reviews, line, record, release.time)) // release.scale
         log.add(record[release.user], record[release.item], time, number(reviews, line, record, release.rating))
     interactions = log.table(core)
     ids = interactions["item_id"].unique().to_pylist()
-    rows = described(metadata, release.item, ids, release.row)
-    if not rows:
+    found = described(metadata, release.item, ids, lambda about: (release.categories in about, release.row(about)))
+    if not found:
         raise DataError(f"{metadata} describes none of the {len(ids):,} items: is it of the same category and release?")
+    if not any(placed for placed, _ in found.values()):
+        raise DataError(f"{metadata}: no item has '{release.categories}'; is it a file of the release of {release.year}?")
+    rows = {name: row for name, (_, row) in found.items()}
     nothing = release.row({})
     items = pa.Table.from_pylist([{"item_id": name} | rows.get(name, nothing) for name in ids], ITEMS)
     tables = {"interactions": interactions, "items": items}

@@ -38,7 +38,7 @@ def records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 def lines(path: Path) -> Iterator[tuple[int, str]]:
     """Number, from 1, and text of each line; plain or gzipped, UTF-8. Raises DataError."""
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
+        with gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else open(path, encoding="utf-8-sig") as file:
             yield from enumerate(file, 1)
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
@@ -155,11 +155,14 @@ def chosen(files: list[Path], names: tuple[str, str], key: str) -> tuple[Path, P
 
 
 def number(path: Path, line: int, record: Mapping[str, Any], key: str) -> float:
-    """A number of a record. Raises DataError, naming file and line."""
+    """A number of a record, of a size that times and ratings have. Raises DataError, naming file and line."""
     try:
-        return float(record[key])
+        found = float(record[key])
+        if abs(found) < 1 << 53:  # and no NaN
+            return found
     except (KeyError, TypeError, ValueError):
-        raise DataError(f"{path} line {line}: '{key}' should be a number, found {record.get(key)!r}") from None
+        pass
+    raise DataError(f"{path} line {line}: '{key}' should be a number, found {record.get(key)!r}")
 
 
 def write(folder: str | Path, tables: Mapping[str, pa.Table], title: str, notes: Iterable[str]) -> str:

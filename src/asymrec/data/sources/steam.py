@@ -32,7 +32,7 @@ def steam(folder: str | Path, files: list[Path], core: int) -> str:
     log = Log()
     for line, record in records(reviews):
         try:
-            log.add(record["username"], str(record["product_id"]), _day(record["date"]), float("nan"))
+            log.add(str(record["username"]), str(record["product_id"]), _day(record["date"]), float("nan"))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{reviews} line {line}: expected username, product_id and date (YYYY-MM-DD): {error!r}") from None
     interactions = log.table(core)
