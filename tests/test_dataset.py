@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asymrec.data import Dataset, Sequences
-from asymrec.errors import RunError, UnknownIdError
+from asymrec.errors import ConfigError, RunError, UnknownIdError
 
 lists = st.lists(st.lists(st.integers(0, 9), max_size=6), max_size=8)
 
@@ -72,7 +72,7 @@ def test_rows_of_ids(dataset):
     for strange in (None, "07", "x", 7.5, b"7", 2**70, (7,)):
         with pytest.raises(UnknownIdError):
             dataset.user_rows([strange])
-    with pytest.raises(TypeError):
+    with pytest.raises(ConfigError, match="expected several item ids, got 'abc'"):
         dataset.item_rows("abc")
 
 
