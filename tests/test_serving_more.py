@@ -204,6 +204,20 @@ def test_keys_are_removed_by_name_or_id(run):
     assert "shop" not in here("keys", "list", *beside).stdout
 
 
+@pytest.mark.parametrize("condition", [{"at_least": None, "any_of": ["a", None]}, {"any_of": [[1]]}, {"at_most": {}}])
+def test_what_is_no_value_is_told_in_a_word(api, condition):
+    answer = api.post("/v1/recommend", json={"history": [], "where": [{"column": "title"} | condition]})
+    assert answer.status_code == 422 and "a value to compare with is a number, text, true or false" in answer.text
+
+
+def test_another_file_is_not_taken_for_a_store(run, tmp_path):
+    (tmp_path / "items.csv").write_text("item,title\n1,a\n")
+    for command in (("serve", run), ("keys", "list")):
+        done = here(*command, "--store", f"sqlite:///{tmp_path}/items.csv")
+        assert done.returncode == 2 and "is something else than an SQLite file" in done.stderr
+    assert contents(tmp_path) == ["items.csv"]
+
+
 # New items
 
 

@@ -20,11 +20,10 @@ class MSP(nn.Module):
         d: width of the item vectors.
         width: d_model.
         experts: E.
-        dropout: on the inner activations of the experts.
         inner: width of each expert's inner layer; d_model when None.
     """
 
-    def __init__(self, d: int, width: int, experts: int = 3, dropout: float = 0.0, inner: int | None = None):
+    def __init__(self, d: int, width: int, experts: int = 3, inner: int | None = None):
         super().__init__()
         inner = inner or width
         self.register_buffer("mean", torch.zeros(d))
@@ -34,7 +33,7 @@ class MSP(nn.Module):
         self.first = nn.Linear(d, experts * inner)
         self.second = nn.Parameter(torch.empty(experts, inner, width))
         self.bias = nn.Parameter(torch.zeros(experts, width))
-        self.experts, self.width, self.dropout = experts, width, dropout
+        self.experts, self.width = experts, width
         nn.init.normal_(self.first.weight, std=d**-0.5)
         nn.init.zeros_(self.first.bias)
         nn.init.normal_(self.second, std=inner**-0.5)
@@ -52,7 +51,7 @@ class MSP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = (x - self.mean) * self.scale
         alpha = F.softmax(self.gate(x), -1)  # [n, E]
-        inner = F.dropout(F.gelu(self.first(x)), self.dropout, self.training).unflatten(1, (self.experts, -1))
+        inner = F.gelu(self.first(x)).unflatten(1, (self.experts, -1))
         # The gate is applied before the second layer, so that sum over experts and second layer are one product.
         gated = (inner * alpha.unsqueeze(-1)).flatten(1)
         return gated @ self.second.view(-1, self.width) + alpha @ self.bias

@@ -4,7 +4,7 @@ In words: I = X + sigmoid(norm(X) W_g) * Attention(norm(X)), the gate from the l
 Who sees whom, with M static tokens before the behaviours:
 
     full layer       a token sees the tokens before it and itself
-    window of w      the same, no further back than w - 1 places; and only static tokens see static ones
+    window of w      columns see columns, no further back than w - 1 places; static tokens see the static ones before them, however many
     targets          see what stands before their place (`cuts`), and themselves; never one another
 
 Targets stand on one stream of behaviours, each at its own place, so that one pass serves all of them: in training many impressions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 from pydantic import (
@@ -42,7 +43,15 @@ Name = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=25
 Whole = Annotated[int, Field(strict=True, ge=-LARGEST, le=LARGEST)]
 Id = Annotated[Name | Whole, BeforeValidator(_id)]
 K = Annotated[int, Field(strict=True, ge=1, le=MOST)]
-Cell = StrictBool | StrictInt | StrictFloat | StrictStr
+
+
+def _cell(given: Any) -> Any:
+    if not isinstance(given, bool | int | float | str) or (isinstance(given, float) and not math.isfinite(given)):
+        raise ValueError("a value to compare with is a number, text, true or false")
+    return given
+
+
+Cell = Annotated[StrictBool | StrictInt | StrictFloat | StrictStr, BeforeValidator(_cell)]
 
 
 class Strict(BaseModel):

@@ -25,6 +25,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from asymrec.errors import RunError
 from asymrec.serving.tables import catalogue, changes, events, keys, placements
 
+SQLITE = b"SQLite format 3\0"  # how such a file begins
 KEPT = 1000  # latest events of a user that are read
 PLACED_AT_ONCE = 2000
 
@@ -93,6 +94,9 @@ class Store:
             raise RunError("the store must be a file: sqlite:///PATH")
         if not Path(path).resolve().parent.is_dir():
             raise RunError(f"cannot open the store {self.name}: there is no folder {Path(path).resolve().parent}")
+        file = Path(path)
+        if file.is_file() and file.stat().st_size and file.open("rb").read(len(SQLITE)) != SQLITE:
+            raise RunError(f"cannot open the store {self.name}: {path} is something else than an SQLite file")
         if not serves:
             return
         try:
