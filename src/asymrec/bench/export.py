@@ -112,29 +112,27 @@ def _take(plan: Plan, cell: Cell, folder: Path) -> str:
         if not agrees(plan, cell, log, log.get("recipe")):
             return "it was fitted with other settings, or on other data, than it would be now"
         record = {name: value for name, value in log.items() if name not in (*KNOWN, "metrics", "recipe", "curve")}
-        files = {"cell.json": record}
+        files = {}
         if finished:
             record["seconds"] = sum(log["seconds"].values())
-            files["metrics.json"] = {name: log[name] for name in (*KNOWN, "peak_memory_mib") if name in log}
-            files["metrics.json"]["metrics"] = {cell.entry.model: log["metrics"]}
-            curve, recipe = "".join(json.dumps(entry) + "\n" for entry in log["curve"]), yaml.safe_dump(log["recipe"], sort_keys=False)
-        if finished and not log["metrics"]["kept"]["ndcg@10"] >= 0:
-            raise ValueError("it has no figures")
+            found = {name: log[name] for name in (*KNOWN, "peak_memory_mib") if name in log}
+            files["metrics.json"] = json.dumps(found | {"metrics": {cell.entry.model: log["metrics"]}}, indent=1)
+            files["config.yaml"] = yaml.safe_dump(log["recipe"], sort_keys=False)
+            files["log.jsonl"] = "".join(json.dumps(entry) + "\n" for entry in log["curve"])
+            figure = log["metrics"]["kept"]["ndcg@10"] + 0.0
+        files["cell.json"] = json.dumps(record, indent=1)
         if finished and cell.trial is None:
             ranks = _read_ranks(folder / _ranks_of(cell), cell, log["metrics"])
             if ranks is None:
                 return "its ranks are not in the export"
-            if abs(ranks.per_user("ndcg@10").mean() - log["metrics"]["kept"]["ndcg@10"]) > 1e-5:
+            if abs(ranks.per_user("ndcg@10").mean() - figure) > 1e-5:
                 raise ValueError("its figures are not those of its ranks")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EvaluationError) as error:
         raise RunError(f"{path} is damaged: {type(error).__name__} {error}") from None
     with atomic(plan.output / cell.place) as temporary:
         temporary.mkdir()
         for name, content in files.items():
-            (temporary / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
-        if finished:
-            (temporary / "log.jsonl").write_text(curve, encoding="utf-8")
-            (temporary / "config.yaml").write_text(recipe, encoding="utf-8")
+            (temporary / name).write_text(content, encoding="utf-8")
         if ranks is not None:
             (temporary / "ranks").mkdir()
             ranks.save(temporary / "ranks" / f"{cell.entry.model}.parquet")
