@@ -293,6 +293,25 @@ def test_a_repeated_item_is_learned_to_be_rare_or_common():
     assert rarely < -0.05 and often > 0.05
 
 
+def test_the_number_for_repeated_items_follows_the_validation():
+    """Two users who come back to the same items make most of the training; of the others nobody does."""
+    interactions, items = tables()
+    rng, n = np.random.default_rng(0), 3000
+    heavy = pa.table({
+        "user": [f"heavy{step % 2}" for step in range(n)],
+        "item": [f"i{item}" for item in rng.integers(0, 6, n)],
+        "timestamp": np.arange(n),
+    })  # fmt: skip
+    names = interactions.column_names
+    heavy = heavy.rename_columns(names).cast(interactions.schema)
+    dataset = Dataset.read(pa.concat_tables([interactions, heavy]), items)
+    split = dataset.split()
+    model = MODELS["sasrec"](epochs=6).fit(dataset, split)
+    found = evaluate(model, split.test, dataset.n_items, split.train_counts(dataset.n_items)).metrics
+    assert model.network.repeat.item() < -1
+    assert found["kept"]["ndcg@10"] == pytest.approx(found["removed"]["ndcg@10"], abs=0.02)
+
+
 def test_pieces_make_every_item_but_the_first_a_target_once():
     sequences = Sequences.of([np.arange(n) + 100 * n for n in (1, 2, 5, 6, 11, 12)])
     pieces = cut(sequences, 5)

@@ -24,12 +24,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from asymrec.config import Recipe
-from asymrec.data import Dataset, Examples, Sequences, Split
+from asymrec.data import Dataset, Sequences, Split
 from asymrec.data.batches import pack
 from asymrec.errors import ConfigError
 from asymrec.models.catalogue import CatalogueNetwork, inputs_and_targets
 from asymrec.models.coded import CodedModel
-from asymrec.models.repeat import seen_weight
 from asymrec.nn.decoder import Decoder
 from asymrec.nn.losses import CodeSum
 from asymrec.nn.residual import ResidualHeads
@@ -96,19 +95,15 @@ class RPG(CodedModel):
         return split
 
     def _end(self, split: Split) -> None:
-        self._finish(split.validation)
+        super()._end(split)
+        self._finish()
 
     def restore(self, tensors: dict[str, Tensor], vectors: np.ndarray | None, codes: np.ndarray | None) -> None:
         super().restore(tensors, vectors, codes)
         self._finish()
 
-    def _finish(self, validation: Examples | None = None) -> None:
-        """What follows training: the number for repeated items, given what to fit it on, and the graph."""
-        network, decoding = self.network, self.recipe.decoding
-        if validation is not None and network.again is not None:
-            weight = seen_weight(self._known_scores, validation, len(network.codes), self.recipe.training.seed)
-            with torch.no_grad():
-                network.again.fill_(weight * network.temperature)
+    def _finish(self) -> None:
+        decoding = self.recipe.decoding
         self._graph = self.graph(decoding.graph_neighbours) if decoding.decode == "graph" else None
 
     def graph(self, neighbours: int) -> CodeGraph:
