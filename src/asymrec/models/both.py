@@ -22,7 +22,6 @@ from asymrec.models.trained import Trained
 from asymrec.quantize.router import FEATURES
 from asymrec.training.listener import Listener
 from asymrec.vectors.collaborative import collaborative_vectors
-from asymrec.vectors.placing import Placer
 from asymrec.vectors.popularity import cold, popularity_features
 
 
@@ -65,9 +64,6 @@ class BothViews(Trained):
         return vectors[:, : vectors.shape[1] - self.recipe.flexcode.collaborative_width - FEATURES]
 
     def new_vectors(self, items: pa.Table) -> np.ndarray:
-        if self._placer is None:
-            semantic = self.described(self.catalogue()[0])
-            self._placer = Placer(self.dataset.items, self.dataset.item_column, self.recipe.vectors, semantic)
-        made = self._placer.vectors(items)
+        made = super().new_vectors(items)
         nothing = np.zeros((len(made), self.recipe.flexcode.collaborative_width), np.float32)
         return np.concatenate([made, nothing, cold(len(made), self.dataset.time_unit)], 1)

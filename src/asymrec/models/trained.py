@@ -234,7 +234,7 @@ class Trained(Recommender):
         if vectors is None:
             return super().new_vectors(items)
         if self._placer is None:
-            self._placer = Placer(self.dataset.items, self.dataset.item_column, self.recipe.vectors, vectors)
+            self._placer = Placer(self.dataset.items, self.dataset.item_column, self.recipe.vectors, self.described(vectors))
         return self._placer.vectors(items)
 
     def new_codes(self, vectors: np.ndarray) -> np.ndarray | None:
