@@ -452,6 +452,7 @@ def test_an_export_is_taken_over_by_another_output_and_its_tables_are_the_same(b
             assert json.loads((first / name).read_text()) == json.loads((second / name).read_text()), name
     ranks = [pq.read_table(folder / "ranks/shop_standard.parquet") for folder in (first, second)]
     assert ranks[0].equals(ranks[1]) and "asymrec seed-1 removed" in ranks[0].column_names
+    assert all(name.split()[-1] in ("kept", "removed") for name in ranks[0].column_names)  # nothing of whose they are
     rows = [list(csv.DictReader((folder / "table.csv").read_text(encoding="utf-8").splitlines())) for folder in (first, second)]
     for row, again in zip(*rows, strict=True):
         assert row.keys() == again.keys()
@@ -506,8 +507,16 @@ def test_what_cannot_be_taken_over_is_told_and_left(bench, tmp_path):
     second = tmp_path / "more"
     assert here("bench", bench / "plan.yaml", "--export", second).returncode == 0
     path = second / "ranks/shop_standard.parquet"
-    pq.write_table(pq.read_table(path).slice(0, 50), path)
-    done = here("bench", bench / "plan.yaml", "-o", tmp_path / "e", "--import", second)
-    assert done.returncode == 2 and "its figures are not those of its ranks" in done.stderr
+    ranks = pq.read_table(path)
+    fewer, others = ranks.slice(0, 50), ranks.take([0] * len(ranks))
+    for other, told in ((fewer, "its ranks are not as many as its targets"), (others, "its figures are not those of its ranks")):
+        pq.write_table(other, path)
+        done = here("bench", bench / "plan.yaml", "-o", tmp_path / "e", "--import", second)
+        assert done.returncode == 2 and told in done.stderr, done.stderr
+    pq.write_table(ranks.replace_schema_metadata({"asymrec.targets": "other"}), path)
+    done = here("bench", bench / "plan.yaml", "-o", tmp_path / "f", "--import", second)
+    assert done.returncode == 0 and "it was tested on other targets than the data set has" in done.stderr
+    done = here("bench", bench / "plan.yaml", "-o", tmp_path / "g", "--root", tmp_path, "--import", second)
+    assert "its data set is not there, which says whose ranks they are" in done.stderr
     nothing = here("bench", bench / "plan.yaml", "-o", tmp_path / "d", "--import", tmp_path / "none")
     assert nothing.returncode == 2 and "is no export" in nothing.stderr

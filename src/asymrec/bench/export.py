@@ -4,13 +4,16 @@ A folder of its own:
 
 - `table.md`, `table.csv`, `table.html`;
 - `cells/DATA_PROTOCOL_MODEL_seed-N.json` for every cell that has ended, trials too: all that is known of it, no path of the machine;
-- `ranks/DATA_PROTOCOL.parquet`: a line a user, its targets, and for every cell of the tables the ranks of these targets, up to DEPTH.
-  No figure of a table looks further down, and so cut they are small enough to be committed.
+- `ranks/DATA_PROTOCOL.parquet`: a line a target, and for every cell of the tables its rank, up to DEPTH. No figure of a table looks
+  further down, and so cut they are small enough to be committed. Whose targets they are, and what, only the data set says, which is
+  nobody's to publish; a digest tells whether it is the same.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +25,16 @@ from asymrec.bench.figures import Findings, Row
 from asymrec.bench.plan import Cell, Plan
 from asymrec.bench.run import DONE, SETTLED, agrees, alone, facts, read, settled, state
 from asymrec.bench.table import write_tables
-from asymrec.errors import EvaluationError, RunError
+from asymrec.data import Dataset
+from asymrec.errors import DataError, EvaluationError, RunError
 from asymrec.evaluation import Evaluation
-from asymrec.evaluation.protocol import PROTOCOLS
+from asymrec.evaluation.protocol import PROTOCOLS, distinct
 from asymrec.files import atomic
+from asymrec.results import split_of
 
 FILES = {"table.md", "table.csv", "table.html", "cells", "ranks"}
 DIGITS = 6
+DIGEST = "asymrec.targets"
 DEPTH = 20  # a target further down, or not in the ranking, has the rank DEPTH + 1
 KNOWN = ("asymrec", "dataset", "environment", "seconds", "parameters", "validation", "codebook")  # of `facts`, all but the metrics
 
@@ -61,14 +67,14 @@ def take(plan: Plan, folder: str | Path) -> tuple[list[Cell], list[tuple[Cell, s
     folder = Path(folder)
     if not (folder / "cells").is_dir():
         raise RunError(f"{folder} is no export of a bench: it has no folder 'cells'")
-    taken, left = [], []
+    taken, left, asked = [], [], {}
     with alone(plan.output):
         for cell in (*plan.trials_of(plan.cells()), *plan.cells()):  # what is fitted with what its trials chose comes after them
             if not (folder / _log_of(cell)).exists() or state(plan, cell) in DONE:
                 continue
             if (ready := settled(plan, cell) if cell.trial is None else cell) is None:
                 left.append((cell, "its trials are not all there"))
-            elif why := _take(plan, ready, folder):
+            elif why := _take(plan, ready, folder, asked):
                 left.append((cell, why))
             else:
                 taken.append(cell)
@@ -100,8 +106,11 @@ def _log(plan: Plan, cell: Cell) -> str | None:
     return json.dumps(_rounded(log), ensure_ascii=False, separators=(",", ":"))
 
 
-def _take(plan: Plan, cell: Cell, folder: Path) -> str:
-    """Make the cell's folder out of its log and ranks; the reason where it cannot be taken, and nothing is written then."""
+def _take(plan: Plan, cell: Cell, folder: Path, asked: dict[str, Asked]) -> str:
+    """Make the cell's folder out of its log and ranks; the reason where it cannot be taken, and nothing is written then.
+
+    asked: keeps what was asked of a data set and protocol for their next cell.
+    """
     path = folder / _log_of(cell)
     ranks = None
     try:
@@ -122,11 +131,22 @@ def _take(plan: Plan, cell: Cell, folder: Path) -> str:
             figure = log["metrics"]["kept"]["ndcg@10"] + 0.0
         files["cell.json"] = json.dumps(record, indent=1)
         if finished and cell.trial is None:
-            ranks = _read_ranks(folder / _ranks_of(cell), cell, log["metrics"])
-            if ranks is None:
+            place = _ranks_of(cell)
+            if not (found := _read_ranks(folder / place, cell)):
                 return "its ranks are not in the export"
+            if not plan.data[cell.data].path.exists():
+                return "its data set is not there, which says whose ranks they are"
+            if place not in asked:
+                asked[place] = _asked(plan, cell)
+            if found.pop("digest") != asked[place].digest:
+                return "it was tested on other targets than the data set has"
+            if any(len(one) != len(asked[place].targets) for one in found.values()):
+                raise ValueError("its ranks are not as many as its targets")
+            ranks = Evaluation(log["metrics"], asked[place].users, asked[place].offsets, asked[place].targets, found)
             if abs(ranks.per_user("ndcg@10").mean() - figure) > 1e-5:
                 raise ValueError("its figures are not those of its ranks")
+    except DataError as error:
+        return f"its data set cannot be read: {error}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EvaluationError) as error:
         raise RunError(f"{path} is damaged: {type(error).__name__} {error}") from None
     with atomic(plan.output / cell.place) as temporary:
@@ -143,39 +163,52 @@ def _column(cell: Cell, history: str) -> str:
     return f"{cell.entry.name} seed-{cell.seed} {history}"
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a protocol asks of a data set: users [n], offsets [n + 1] and targets [t], as an `Evaluation` has them."""
+
+    users: np.ndarray
+    offsets: np.ndarray
+    targets: np.ndarray
+
+    @property
+    def digest(self) -> str:
+        parts = (np.asarray(part, np.int64).tobytes() for part in (self.users, self.offsets, self.targets))
+        return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def _asked(plan: Plan, cell: Cell) -> Asked:
+    recipe = cell.recipe()
+    test = split_of(Dataset.read(plan.data[cell.data].path, config=recipe.data), recipe).test
+    targets = distinct(test.targets)
+    return Asked(test.users, targets.offsets, targets.items)
+
+
 def _write_ranks(path: Path, rows: list[Row]) -> None:
     """The ranks of a data set and protocol; its rows have the same users and targets, or they could not have been compared."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    about = rows[0].users
-    lists = {"targets": about.targets}
-    for row in rows:
-        for cell, part in zip(row.cells, row.users.parts):
-            lists |= {_column(cell, history): np.minimum(ranks, DEPTH + 1).astype(np.int8) for history, ranks in part.ranks.items()}
-    offsets = pa.array(about.offsets, pa.int32())
-    columns = {"user": pa.array(about.users)} | {
-        name: pa.ListArray.from_arrays(offsets, pa.array(values)) for name, values in lists.items()
+    digest = Asked(rows[0].users.users, rows[0].users.offsets, rows[0].users.targets).digest
+    columns = {
+        _column(cell, history): np.minimum(ranks, DEPTH + 1).astype(np.int8)
+        for row in rows
+        for cell, part in zip(row.cells, row.users.parts)
+        for history, ranks in part.ranks.items()
     }
-    pq.write_table(pa.table(columns), path, compression="zstd", compression_level=19)
+    pq.write_table(pa.table(columns).replace_schema_metadata({DIGEST: digest}), path, compression="zstd", compression_level=19)
 
 
-def _read_ranks(path: Path, cell: Cell, metrics: dict[str, Any]) -> Evaluation | None:
-    """A cell's ranks out of those of its data set and protocol; None where it has none there."""
+def _read_ranks(path: Path, cell: Cell) -> dict[str, Any]:
+    """A cell's ranks, history -> int32 [targets], and the "digest" of whose they are; nothing where there are none."""
     import pyarrow.parquet as pq
 
-    if not path.exists():
-        return None
     names = {history: _column(cell, history) for history in PROTOCOLS}
-    known = set(pq.read_schema(path).names)
-    if not set(names.values()) <= known:
-        return None
-    table = pq.read_table(path, columns=["user", "targets", *names.values()])
-    lists = {name: table[name].combine_chunks() for name in ("targets", *names.values())}
-    flat = {name: column.flatten().to_numpy().astype(np.int32) for name, column in lists.items()}
-    sizes = lists["targets"].value_lengths().to_numpy()
-    offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-    return Evaluation(metrics, table["user"].to_numpy(), offsets, flat["targets"], {history: flat[name] for history, name in names.items()})
+    if not path.exists() or not set(names.values()) <= set(pq.read_schema(path).names):
+        return {}
+    table = pq.read_table(path, columns=list(names.values()))
+    found: dict[str, Any] = {history: table[name].to_numpy().astype(np.int32) for history, name in names.items()}
+    return found | {"digest": table.schema.metadata[DIGEST.encode()].decode()}
 
 
 def _rounded(value: Any) -> Any:

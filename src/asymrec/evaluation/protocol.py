@@ -120,7 +120,7 @@ def evaluate(
     train_counts = np.asarray(train_counts, np.int64)
     protocols, ks = (PROTOCOLS if history == "both" else (history,)), tuple(sorted(set(ks)))
     _check(examples, n_items, train_counts, protocols, ks)
-    targets = _distinct(examples.targets)
+    targets = distinct(examples.targets)
     n = len(examples.users)
     rows = max(1, min(batch, memory // (4 * n_items)))
     ranks = {protocol: np.empty(len(targets.items), np.int32) for protocol in protocols}
@@ -184,7 +184,7 @@ class _CodeLevel:
             raise EvaluationError(f"groups must be integers [{n_items}], not {groups.dtype} {list(groups.shape)}")
         ids, self.groups = np.unique(groups, return_inverse=True)
         self.n = len(ids)
-        self.targets = _distinct(SimpleNamespace(offsets=targets.offsets, items=self.groups[targets.items]))
+        self.targets = distinct(SimpleNamespace(offsets=targets.offsets, items=self.groups[targets.items]))
         self.ranks = {protocol: np.empty(len(self.targets.items), np.int32) for protocol in protocols}
 
     def place(self, protocol: str, scores: np.ndarray, start: int, stop: int) -> None:
@@ -212,7 +212,7 @@ def _check(examples: Any, n_items: int, train_counts: np.ndarray, protocols: tup
         raise EvaluationError(f"ks must be numbers from 1, not {list(ks)}")
 
 
-def _distinct(sequences: Any) -> Any:
+def distinct(sequences: Any) -> Any:
     """Each row without repeats, first mention kept, as CSR."""
     sizes = np.diff(sequences.offsets)
     rows = np.repeat(np.arange(len(sizes)), sizes)
