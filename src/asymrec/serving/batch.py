@@ -21,7 +21,7 @@ from asymrec.errors import AsymrecError, DataError, RunError
 from asymrec.files import atomic
 from asymrec.models import Recommender
 from asymrec.pipeline import Pipeline, is_pipeline
-from asymrec.serving.snapshot import check_run
+from asymrec.serving.snapshot import check_run, is_list
 
 LINES = 4096  # of a piece
 
@@ -56,8 +56,7 @@ def wanted(schema: pa.Schema) -> str:
             break
     else:
         raise DataError(f"no column history, user or user_id; there are {', '.join(schema.names)}")
-    kind = schema.field(name).type
-    if name == "history" and not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+    if name == "history" and not is_list(kind := schema.field(name).type):
         raise DataError(f"column 'history' must hold lists of item ids, found {kind}")
     if taken := {"items", "scores"} & set(schema.names):
         raise DataError(f"a column {min(taken)} is there already")

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from asymrec.errors import AsymrecError, ConfigError, DataError, PlacingError, UnknownIdError
-from asymrec.serving.snapshot import Put, Run, Snapshot, as_id
+from asymrec.serving.snapshot import Put, Run, Snapshot, as_id, is_list
 from asymrec.serving.store import Change, Store
 
 log = logging.getLogger("asymrec.serving")
@@ -221,7 +221,7 @@ def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
         values = [str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value for value in values]
     if pa.types.is_temporal(kind) or pa.types.is_decimal(kind) or pa.types.is_dictionary(kind):
         return pa.array(values, type=pa.string()).cast(kind)
-    if _is_list(kind) and not (pa.types.is_primitive(kind.value_type) and not pa.types.is_temporal(kind.value_type)):
+    if is_list(kind) and not (pa.types.is_primitive(kind.value_type) and not pa.types.is_temporal(kind.value_type)):
         inner = _column([each for value in values for each in value or ()], kind.value_type)
         stops = np.cumsum([0, *(len(value or ()) for value in values)])
         offsets = pa.array(stops, pa.int32(), mask=np.array([*(value is None for value in values), False]))
@@ -243,17 +243,13 @@ def _fits(value: Any, kind: pa.DataType) -> bool:
     if value is None:
         return True
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if _is_list(kind):
+    if is_list(kind):
         return isinstance(value, list) and all(_fits(each, kind.value_type) for each in value)
     if pa.types.is_struct(kind):
         return isinstance(value, dict) and all(name in kind.names and _fits(each, kind.field(name).type) for name, each in value.items())
     if pa.types.is_integer(kind):
         return number and float(value).is_integer()
     return number or not pa.types.is_floating(kind)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def _is_binary(kind: pa.DataType) -> bool:

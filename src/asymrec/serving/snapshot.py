@@ -246,7 +246,7 @@ def _fits(table: pa.Table, condition: dict[str, Any]) -> np.ndarray:
     if name not in table.column_names:
         raise ConfigError(f"items have no column '{name[:80]}'; there are {', '.join(table.column_names)}")
     column, kind = table[name], table.schema.field(name).type
-    nested = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    nested = is_list(kind)
     values = pc.list_flatten(column) if nested else column
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
@@ -299,6 +299,10 @@ def _comparable(value: Any, kind: pa.DataType) -> pa.Scalar:
 def _words(text: str) -> str:
     """Lower case, with one space for whatever stands between words."""
     return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def as_id(value: Any) -> str | int:
