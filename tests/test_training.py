@@ -99,6 +99,28 @@ def test_an_interrupted_run_ends_like_a_straight_one(tmp_path, monkeypatch, stop
     assert same(straight, finished)
 
 
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_what_validation_sets_is_kept_but_is_no_part_of_the_training(average):
+    """A model of which one number is fitted on the validation part: the best weights hold it, the steps know nothing of it."""
+    plain, batches, loss, validate = problem()
+    expected = train(plain, batches, loss, validate, settings(average=average))
+
+    network, batches, loss, validate = problem()
+    network.register_parameter("fitted", nn.Parameter(torch.zeros(()), requires_grad=False))
+    times = iter(range(1, 100))
+
+    def fit_and_judge():
+        network.fitted.fill_(next(times))
+        network[3].bias.data += 1  # a weight of the training as well
+        figures = validate()
+        network[3].bias.data -= 1
+        return figures | {"ndcg@10": network.fitted.item()}
+
+    log = train(network, batches, loss, fit_and_judge, settings(average=average))
+    assert [entry["loss"] for entry in log] == [entry["loss"] for entry in expected]
+    assert network.fitted.item() == len(log)
+
+
 def test_it_stops_when_validation_no_longer_improves():
     network, batches, loss, _ = problem()
     scores = iter([0.1, 0.3, 0.2, 0.3, 0.25, 0.9])

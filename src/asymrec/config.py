@@ -143,7 +143,7 @@ class NetworkConfig(Section):
     expert_width: int | None = Field(None, ge=1, description="inner width of each expert; by default d_model")
     inner: int = Field(64, ge=4, description="objective `heads`: inner width of each head")
     linear_heads: bool = Field(False, description="objective `heads`: linear heads instead of two-layer ones")
-    repeat: bool = Field(True, description="add one number to the logits of items already in the history, in the end fitted on validation")
+    repeat: bool = Field(True, description="add one number to the logits of items already in the history, fitted on validation each epoch")
     history: int | None = Field(
         None, ge=1, description="most recent items of a history that the model reads; by default what holds 95 % of the users, 50 to 200"
     )

@@ -3,8 +3,8 @@
 The network gives a state after each item of a history (`forward`) and has a `head` with `items(rows) -> (table, bias)` and
 `query(states)`. The softmax runs over the whole catalogue, or over sampled items where that is too large (`full_softmax`).
 `repeat`: one learned number is added to the logit of every item that the history already holds, so that the model itself learns
-whether users come back to the same item. Without it a data set in which nobody does costs the ranking its first places. After training
-it is set anew, by the validation part (`models/repeat.py`): in training few users with many interactions can speak for all.
+whether users come back to the same item. Without it a data set in which nobody does costs the ranking its first places. Before an epoch
+is judged it is set anew, by the validation part (`models/repeat.py`): in training few users with many interactions can speak for all.
 
 `objective=gbce` is gSASRec's (Petrov & Macdonald, RecSys 2023, arXiv 2308.07192): binary cross-entropy over the target and
 `negatives` uniform draws for each place, the target's probability taken to the power beta, which undoes the overconfidence that
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from asymrec.data import Sequences, Split
+from asymrec.data import Examples, Sequences
 from asymrec.data.batches import PackedBatch, pack
 from asymrec.errors import ConfigError
 from asymrec.models.growing import Growing, twin
@@ -131,13 +131,12 @@ class CatalogueModel(Trained):
             logits = logits + self.network.repeat * repeated(seen_pairs(inputs, n_items, None, device), candidates, n_items)
         return (-beta * F.logsigmoid(logits[:, 0]) - F.logsigmoid(-logits[:, 1:]).sum(1)).mean() / (negatives + 1)
 
-    def _end(self, split: Split) -> None:
-        if self.network.again is not None and split.validation.histories.lengths.any():
+    def _fit_on(self, validation: Examples) -> None:
+        if self.network.again is not None and validation.histories.lengths.any():
             with torch.no_grad():
                 self.network.again.zero_()
-                weight = seen_weight(self._known_scores, split.validation, len(self._popularity), self.recipe.training.seed)
+                weight = seen_weight(self._known_scores, validation, len(self._popularity), self.recipe.training.seed)
                 self.network.again.fill_(weight * (self.network.temperature or 1.0))
-        super()._end(split)
 
     def _known_scores(self, histories: Sequences) -> np.ndarray:
         if self._session is not None and len(histories) == 1:

@@ -1,5 +1,5 @@
-"""The number that is added to the scores of items that a history already holds, fitted after training, on the validation part, with
-everything else fixed.
+"""The number that is added to the scores of items that a history already holds, fitted on the validation part after every epoch of
+training, with everything else fixed.
 
 Where the softmax runs over items, the number is a weight among others while the model is trained (`models/catalogue.py`), and this sets
 it anew: in training every interaction speaks, most of them those of few users, and of a row that stands there twice. A loss over codes

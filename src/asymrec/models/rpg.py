@@ -9,7 +9,7 @@ What differs from the paper:
 - Scores are exact, over all items. The paper's search of a graph of similar items is there beside it (`decode=graph`,
   `retrieval/graph.py`).
 - `repeat`: the loss is of codes and says nothing of items that the history already holds, so the number that is added to their
-  scores is not learned with the rest. It is fitted after training, everything else frozen (`models/repeat.py`). `repeat=false`: the paper.
+  scores is not learned with the rest. It is fitted each epoch, all else frozen (`models/repeat.py`). `repeat=false`: the paper.
 - Blocks are pre-norm as in GPT-2, what is read passes a LayerNorm, histories are packed, weights averaged, and the training loop is
   the one that all models here share; `docs/models/rpg.md` lists the settings.
 """

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from asymrec.config import Recipe
-from asymrec.data import Dataset, Sequences, Split
+from asymrec.data import Dataset, Examples, Sequences, Split
 from asymrec.data.batches import epoch_batches
 from asymrec.device import choose_device, choose_precision
 from asymrec.errors import ConfigError, DataError, VectorError
@@ -75,6 +75,9 @@ class Trained(Recommender):
     def _begin(self, dataset: Dataset, split: Split) -> Split:
         """Look at the data before anything is fitted; returns the one to fit on."""
         return split
+
+    def _fit_on(self, validation: Examples) -> None:
+        """Fit what the validation part decides, all else fixed, before it judges an epoch."""
 
     def _end(self, split: Split) -> None:
         """What follows training."""
@@ -184,6 +187,7 @@ class Trained(Recommender):
         def validate() -> dict[str, float]:
             with self._autocast():
                 self._freeze()
+                self._fit_on(validation)
                 metrics = evaluate(self, validation, n_items, self._counts, ks=(10,)).metrics
             return {name: metrics["kept"][name] for name in ("ndcg@10", "recall@10")} | {"ndcg@10_removed": metrics["removed"]["ndcg@10"]}
 

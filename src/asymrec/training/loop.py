@@ -41,7 +41,8 @@ def train(
     Args:
         batches: epoch (from 1) -> its batches; must depend on the epoch and nothing else.
         loss: batch -> scalar to descend.
-        validate: -> figures of the present weights; the one called `decides` says which epoch is the best.
+        validate: -> figures of the present weights; the one called `decides` says which epoch is the best. What it changes in the
+            weights is kept with them where they are the best, and is no part of the training that goes on.
         checkpoint: where to keep the state, at least every minute; one found there is gone on from.
         listener: told of steps and epochs.
     Returns:
@@ -99,17 +100,15 @@ def train(
                 save()
                 saved = time.monotonic()
 
-        current = network.state_dict()
+        current = {name: value.clone() for name, value in network.state_dict().items()}
         if average is not None:
-            current = {name: value.clone() for name, value in current.items()}
             network.load_state_dict(average)
         network.eval()
         figures = validate()
         better = figures[decides] > max((entry[decides] for entry in state["log"]), default=-math.inf)
         if better:
             best = {name: value.clone() for name, value in network.state_dict().items()}
-        if average is not None:
-            network.load_state_dict(current)
+        network.load_state_dict(current)
         entry = {"epoch": state["epoch"], "loss": state["summed"] / len(todo), "learning_rate": rate, "seconds": state["seconds"]}
         state["log"].append(entry | figures | {"best": better})
         state |= {"epoch": state["epoch"] + 1, "done": 0, "summed": 0.0, "seconds": 0.0}
