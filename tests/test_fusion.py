@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 from small import SETTINGS, tables
+from torch.nn import functional as F
 
 from asymrec import Dataset, Recommender
 from asymrec.errors import ConfigError
@@ -56,6 +58,23 @@ def test_the_weights_serve_validation_at_least_as_well_as_any_part():
         return evaluate(each, split.validation, dataset.n_items, split.train_counts(dataset.n_items)).metrics["kept"]["ndcg@10"]
 
     assert quality(model) >= max(map(quality, model.parts)) and (model.weights >= 0).all()
+
+
+def test_scores_that_are_no_logits_yet_are_scaled(tmp_path):
+    """RPG's are means over codes: as logits they would hold all items about alike. Amounts, and beams, are taken as they are."""
+    dataset = Dataset.read(*tables())
+    split = dataset.split()
+    model = Fusion(**SETTINGS | {"epochs": 12}, parts=["rpg", "counts", "tiger"], learning_rate=5e-3, beam=4).fit(dataset, split)
+    scaled, *others = model.scales
+    assert scaled > 2 and others == [1, 1]
+
+    def nats(scale):
+        scores = torch.from_numpy(model.parts[0].scores(split.validation.histories) * np.float32(scale))
+        return F.cross_entropy(scores, torch.from_numpy(split.validation.targets.items.astype(np.int64)))
+
+    assert nats(scaled) < min(nats(scaled * 1.3), nats(scaled / 1.3))
+    model.save(tmp_path / "run")
+    np.testing.assert_array_equal(Recommender.load(tmp_path / "run").scales, model.scales)
 
 
 @pytest.mark.parametrize(

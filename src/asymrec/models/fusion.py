@@ -2,8 +2,9 @@
 
 - `fuse=weights` (default): every part's scores become a distribution over the items (the softmax of logits, the shares of amounts), and
   the fused score is the weighted sum of log(p + FLOOR): a logarithmic pool (Genest & Zidek, Statistical Science 1986). The floor keeps
-  a part that gives an item nothing from ruling it out. The weights are chosen on the validation part for NDCG@10 with the history
-  kept, one part's share after another from a grid, until nothing is gained. The test is not looked at.
+  a part that gives an item nothing from ruling it out. Logits are multiplied by a scale first, one a part, by which they say the
+  validation's targets best: the mean over an item's codes is none yet. Then the weights are chosen on the validation part for NDCG@10
+  with the history kept, one part's share after another from a grid, until nothing is gained. The test is not looked at.
 - `fuse=ranks`: reciprocal rank fusion (Cormack, Clarke & Buettcher, SIGIR 2009), the sum over parts of 1 / (50 + rank); the constant
   is the AsymRec paper's (arXiv 2605.14512). Nothing is chosen.
 
@@ -29,6 +30,7 @@ from asymrec.errors import ConfigError
 from asymrec.evaluation.metrics import per_user, ranks
 from asymrec.models.base import MODELS, Recommender
 from asymrec.models.both import BothViews
+from asymrec.models.repeat import calibrated
 from asymrec.models.trained import VALIDATION_USERS, Trained, checked
 from asymrec.tensors import prefixed, without_prefix
 from asymrec.training.listener import Listener
@@ -41,6 +43,7 @@ ROUNDS = 4
 FLOOR = 1e-3
 LIKELIHOODS = 1 << 28  # of all parts, held while the weights are chosen: 1 GiB
 USERS_AT_ONCE = 512
+FEW = 32  # users whose scores tell whether a part scores every item
 
 
 class Fusion(Recommender):
@@ -51,6 +54,7 @@ class Fusion(Recommender):
 
     name = "fusion"
     weights: np.ndarray  # float64 [parts], sum 1
+    scales: np.ndarray  # float64 [parts], what logits are multiplied by
 
     def __init__(self, recipe: Recipe | None = None, **settings: Any):
         super().__init__(recipe, **settings)
@@ -94,7 +98,7 @@ class Fusion(Recommender):
             listener.stage(f"part {number} of {len(self.parts)}: {spec}")
             self._fit_part(part, dataset, split, vectors, checkpoint and f"{checkpoint}/part{number}", resume, listener)
             self.log += [entry | {"part": spec} for entry in getattr(part, "log", [])]
-        self.weights = np.full(len(self.parts), 1 / len(self.parts))
+        self.weights, self.scales = np.full(len(self.parts), 1 / len(self.parts)), np.ones(len(self.parts))
         if self.recipe.fusion.fuse == "weights" and len(self.parts) > 1:
             self._choose(split.validation, dataset.n_items, listener)
 
@@ -117,11 +121,12 @@ class Fusion(Recommender):
         users = min(len(validation.users), VALIDATION_USERS, max(1, LIKELIHOODS // (len(self.parts) * n_items)))
         chosen = np.random.default_rng(self.recipe.training.seed).permutation(len(validation.users))[:users]
         validation = validation.take(np.sort(chosen))
+        self.scales = np.array([self._scale(part, validation, n_items) for part in self.parts])
         likely = np.empty((len(self.parts), users, n_items), np.float32)
         for start in range(0, users, USERS_AT_ONCE):
             histories = validation.histories.take(np.arange(start, min(start + USERS_AT_ONCE, users)))
-            for number, part in enumerate(self.parts):
-                likely[number, start : start + len(histories)] = log_likely(part.scores(histories), part.logits)
+            for number in range(len(self.parts)):
+                likely[number, start : start + len(histories)] = self._likely(number, histories)
 
         def quality(weights: np.ndarray) -> float:
             found = np.empty(users)
@@ -138,11 +143,23 @@ class Fusion(Recommender):
 
     def scores(self, histories: Sequences) -> np.ndarray:
         fused: np.ndarray | None = None
-        for weight, part in zip(self.weights.astype(np.float32), self.parts):
-            scores = part.scores(histories)
-            share = weight * (by_rank(scores) if self.recipe.fusion.fuse == "ranks" else log_likely(scores, part.logits))
+        for number, (weight, part) in enumerate(zip(self.weights.astype(np.float32), self.parts)):
+            by_ranks = self.recipe.fusion.fuse == "ranks"
+            share = weight * (by_rank(part.scores(histories)) if by_ranks else self._likely(number, histories))
             fused = share if fused is None else fused + share
         return fused
+
+    def _likely(self, number: int, histories: Sequences) -> np.ndarray:
+        part = self.parts[number]
+        scores = part.scores(histories)
+        return log_likely(scores * np.float32(self.scales[number]) if part.logits else scores, part.logits)
+
+    def _scale(self, part: Recommender, validation: Examples, n_items: int) -> float:
+        """1 for amounts, and where some items have no score: that of a sequence of codes is a probability."""
+        few = validation.histories.take(np.arange(min(len(validation.users), FEW)))
+        if not part.logits or not np.isfinite(part.scores(few)).all():
+            return 1.0
+        return calibrated(part.scores, validation, n_items, self.recipe.training.seed)[0]
 
     def _placing(self) -> Recommender:
         """The part that new items are placed by: the one whose vectors and codes are the fusion's."""
@@ -186,7 +203,7 @@ class Fusion(Recommender):
         return tuple(next((pair[kind] for pair in both if pair[kind] is not None), None) for kind in range(2))
 
     def tensors(self) -> dict[str, Tensor]:
-        tensors = {"weights": torch.from_numpy(self.weights)}
+        tensors = {"weights": torch.from_numpy(self.weights), "scales": torch.from_numpy(self.scales)}
         for number, part in enumerate(self.parts):
             own, codes = part.tensors(), part.catalogue()[1]
             tensors |= prefixed(f"part{number}", own if codes is None else own | {"codes": torch.from_numpy(codes)})
@@ -194,6 +211,7 @@ class Fusion(Recommender):
 
     def restore(self, tensors: dict[str, Tensor], vectors: np.ndarray | None, codes: np.ndarray | None) -> None:
         self.weights = tensors["weights"].numpy()
+        self.scales = tensors["scales"].numpy() if "scales" in tensors else np.ones(len(self.parts))  # fitted before there were any
         for number, part in enumerate(self.parts):
             own = without_prefix(f"part{number}", tensors)
             held = own.pop("codes", None)

@@ -25,19 +25,24 @@ AT_ONCE = 256  # of them whose scores are read together
 
 
 def seen_weight(scores: Callable[[Sequences], np.ndarray], validation: Examples, n_items: int, seed: int) -> float:
-    """What is added to the scores of items that the history already holds.
+    """What is added to the scores of items that the history already holds: r / a of `calibrated`, whose arguments these are."""
+    scale, weight = calibrated(scores, validation, n_items, seed)
+    return weight / scale
 
-    Fitted by maximum likelihood of the validation's targets, p(item) = softmax(a score + r [seen]), everything else fixed; r / a is
-    returned. The scale a is there because scores need not be logits: the mean over an item's codes is not. One more target, half of it
-    seen, is imagined, so that r is finite where nobody comes back, and where everybody does. 0 where there is nothing to fit it on.
+
+def calibrated(scores: Callable[[Sequences], np.ndarray], validation: Examples, n_items: int, seed: int) -> tuple[float, float]:
+    """a and r of p(item) = softmax(a score + r [seen]), by maximum likelihood of the validation's targets, everything else fixed.
+
+    The scale a is there because scores need not be logits: the mean over an item's codes is not. One more target, half of it
+    seen, is imagined, so that r is finite where nobody comes back, and where everybody does. (1, 0) where there is nothing to fit on.
 
     Args:
-        scores: histories, none empty -> float32 [n, n_items].
+        scores: histories, none empty -> float32 [n, n_items], finite.
         seed: of the users that are drawn where the scores of all would be more than `SCORES_AT_ONCE`.
     """
     known = np.flatnonzero(validation.histories.lengths)
     if not len(known):
-        return 0.0
+        return 1.0, 0.0
     chosen = np.random.default_rng(seed).permutation(known)[: max(1, min(USERS, SCORES_AT_ONCE // n_items))]
     parts = [validation.take(chosen[start : start + AT_ONCE]) for start in range(0, len(chosen), AT_ONCE)]
     samples = [Sample.of(scores(part.histories), part) for part in parts]
@@ -49,7 +54,7 @@ def seen_weight(scores: Callable[[Sequences], np.ndarray], validation: Examples,
         return (sum(values) + imagined) / len(chosen), slope / len(chosen)
 
     scale, weight = minimize(loss, (1.0, 0.0), jac=True, method="L-BFGS-B", bounds=((1e-3, None), (None, None))).x
-    return float(weight / scale)
+    return float(scale), float(weight)
 
 
 class Sample(NamedTuple):
@@ -70,9 +75,14 @@ class Sample(NamedTuple):
         return cls(torch.from_numpy(scores), (users, items), at_target, float(share[np.isin(goals, keys)].sum()))
 
     def loss(self, scale: float, weight: float) -> tuple[float, np.ndarray]:
-        """Sum of -log p over the targets, and its gradient by scale and weight."""
+        """Sum of -log p over the targets, and its gradient by scale and weight; one product of the logits' size is all that is made."""
         logits = self.scores * scale
         logits[self.seen] += weight
-        probability = logits.softmax(1)
-        slope = np.array([float((probability * self.scores).sum()) - self.at_target, float(probability[self.seen].sum()) - self.repeats])
-        return float(logits.logsumexp(1).sum(dtype=torch.float64)) - scale * self.at_target - weight * self.repeats, slope
+        highest = logits.amax(1, keepdim=True)
+        odds = logits.sub_(highest).exp_()
+        total = odds.sum(1)
+        expected = torch.linalg.vecdot(odds, self.scores) / total
+        again = odds[self.seen] / total[self.seen[0]]
+        slope = np.array([float(expected.sum(dtype=torch.float64)) - self.at_target, float(again.sum(dtype=torch.float64)) - self.repeats])
+        nats = float((total.log() + highest.squeeze(1)).sum(dtype=torch.float64))
+        return nats - scale * self.at_target - weight * self.repeats, slope
