@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 from asymrec.config import Recipe
@@ -237,6 +236,8 @@ def log_likely(scores: np.ndarray, logits: bool) -> np.ndarray:
 
 def by_rank(scores: np.ndarray) -> np.ndarray:
     """Scores [n, items] -> 1 / (50 + rank), ranks from 1; equal scores have the mean of their ranks, -inf nothing."""
+    from scipy.stats import rankdata  # half a second that only who asks for it is to wait for
+
     ranked = rankdata(-scores, axis=1).astype(np.float32)
     return np.where(np.isneginf(scores), 0, 1 / (RANK_CONSTANT + ranked)).astype(np.float32)
 

@@ -13,8 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
-from scipy.special import expit
 from torch import Tensor
 
 from asymrec.data import Examples, Sequences
@@ -40,6 +38,9 @@ def calibrated(scores: Callable[[Sequences], np.ndarray], validation: Examples, 
         scores: histories, none empty -> float32 [n, n_items], finite.
         seed: of the users that are drawn where the scores of all would be more than `SCORES_AT_ONCE`.
     """
+    from scipy.optimize import minimize  # half a second that only a fit is to wait for
+    from scipy.special import expit
+
     known = np.flatnonzero(validation.histories.lengths)
     if not len(known):
         return 1.0, 0.0
