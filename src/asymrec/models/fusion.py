@@ -154,7 +154,7 @@ class Fusion(Recommender):
         return log_likely(scores * np.float32(self.scales[number]) if part.logits else scores, part.logits)
 
     def _scale(self, part: Recommender, validation: Examples, n_items: int) -> float:
-        """1 for amounts, and where some items have no score: that of a sequence of codes is a probability."""
+        """1 for amounts, and where some items have no score: a beam's are probabilities, a graph's are left as they are."""
         few = validation.histories.take(np.arange(min(len(validation.users), FEW)))
         if not part.logits or not np.isfinite(part.scores(few)).all():
             return 1.0
