@@ -1,4 +1,4 @@
-"""The plan that tests of the bench share."""
+"""Plans, and the one that tests of the bench share."""
 
 from pathlib import Path
 
@@ -21,7 +21,11 @@ PLAN = {
 }
 
 
-def planned(folder: Path, **more: object) -> Path:
+def written(folder: Path, **plan: object) -> Path:
     path = folder / "plan.yaml"
-    path.write_text(yaml.safe_dump({key: value for key, value in (PLAN | more).items() if value is not None}), encoding="utf-8")
+    path.write_text(yaml.safe_dump(plan, sort_keys=False), encoding="utf-8")
     return path
+
+
+def planned(folder: Path, **more: object) -> Path:
+    return written(folder, **{key: value for key, value in (PLAN | more).items() if value is not None})

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import yaml
+from benched import written
 from small import SETTINGS, environment, here, tables, write
 
 from asymrec.bench.data import fingerprint
@@ -28,9 +29,7 @@ GERMAN = {"user": "kunde", "item": "artikel", "time": "wann"}
 
 
 def planned(folder: Path, **plan: object) -> Path:
-    path = folder / "plan.yaml"
-    path.write_text(yaml.safe_dump({"output": "out"} | plan, sort_keys=False), encoding="utf-8")
-    return path
+    return written(folder, output="out", **plan)
 
 
 def shop(folder: Path, seed: int = 0, timed: bool = True) -> tuple[pa.Table, pa.Table]:

@@ -142,16 +142,15 @@ class Fusion(Recommender):
 
     def scores(self, histories: Sequences) -> np.ndarray:
         fused: np.ndarray | None = None
-        for number, (weight, part) in enumerate(zip(self.weights.astype(np.float32), self.parts)):
-            by_ranks = self.recipe.fusion.fuse == "ranks"
-            share = weight * (by_rank(part.scores(histories)) if by_ranks else self._likely(number, histories))
+        by_ranks = self.recipe.fusion.fuse == "ranks"
+        for number, weight in enumerate(self.weights.astype(np.float32)):
+            share = weight * (by_rank(self.parts[number].scores(histories)) if by_ranks else self._likely(number, histories))
             fused = share if fused is None else fused + share
         return fused
 
     def _likely(self, number: int, histories: Sequences) -> np.ndarray:
         part = self.parts[number]
-        scores = part.scores(histories)
-        return log_likely(scores * np.float32(self.scales[number]) if part.logits else scores, part.logits)
+        return log_likely(part.scores(histories) * np.float32(self.scales[number]), part.logits)
 
     def _scale(self, part: Recommender, validation: Examples, n_items: int) -> float:
         """1 for amounts, and where some items have no score: a beam's are probabilities, a graph's are left as they are."""
