@@ -1,9 +1,15 @@
-"""Plans, and the one that tests of the bench share."""
+"""Plans, the one that tests of the bench share, and cells without a process of their own."""
 
+from __future__ import annotations
+
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TextIO
 
+import pytest
 import yaml
-from small import SETTINGS
+from small import SETTINGS, here
 
 PLAN = {
     "output": "out",
@@ -29,3 +35,23 @@ def written(folder: Path, **plan: object) -> Path:
 
 def planned(folder: Path, **more: object) -> Path:
     return written(folder, **{key: value for key, value in (PLAN | more).items() if value is not None})
+
+
+class _Fit:
+    """A fit's process, as far as the bench looks at it, that runs inside this one."""
+
+    def __init__(self, arguments: list[str], stderr: TextIO, **_: Any):
+        done = here(*arguments[3:])  # after `python -m asymrec`
+        stderr.write(done.stderr)
+        stderr.flush()
+        self.code = done.returncode
+
+    def poll(self) -> int:
+        return self.code
+
+
+@pytest.fixture
+def without_processes(monkeypatch) -> None:
+    """Cells are fitted inside this process, which takes less time than to start one. What a process is for (several at once, kills,
+    memory) is tested in test_bench.py, with true ones."""
+    monkeypatch.setattr("asymrec.bench.run.subprocess", SimpleNamespace(Popen=_Fit, DEVNULL=subprocess.DEVNULL))

@@ -16,13 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import yaml
-from benched import written
+from benched import without_processes, written  # noqa: F401, a fixture
 from small import SETTINGS, environment, here, tables, write
 
 from asymrec.bench.data import fingerprint
 from asymrec.bench.plan_file import read_plan
 from asymrec.bench.run import read, state
 from asymrec.data import Dataset
+
+pytestmark = pytest.mark.usefixtures("without_processes")
 
 ENGLISH = {"user_id": "kunde", "item_id": "artikel", "timestamp": "wann"}
 GERMAN = {"user": "kunde", "item": "artikel", "time": "wann"}
