@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TextIO
@@ -50,8 +52,10 @@ class _Fit:
         return self.code
 
 
-@pytest.fixture
-def without_processes(monkeypatch) -> None:
+@contextmanager
+def fits_here() -> Iterator[None]:
     """Cells are fitted inside this process, which takes less time than to start one. What a process is for (several at once, kills,
-    memory) is tested in test_bench.py, with true ones."""
-    monkeypatch.setattr("asymrec.bench.run.subprocess", SimpleNamespace(Popen=_Fit, DEVNULL=subprocess.DEVNULL))
+    memory) is tested with true ones, in test_bench.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("asymrec.bench.run.subprocess", SimpleNamespace(Popen=_Fit, DEVNULL=subprocess.DEVNULL))
+        yield

@@ -7,8 +7,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -58,10 +60,40 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
+COMMAND = "from asymrec.cli import main; main()"
+PARENT = """
+import json, os, sys
+import asymrec.cli, asymrec.models, asymrec.runs
+for line in sys.stdin:
+    program, arguments, folder, *files = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        for number, file in enumerate((os.devnull, *files)):
+            os.dup2(os.open(file, os.O_RDWR), number)
+        os.chdir(folder)
+        sys.argv = ["asymrec", *arguments]
+        exec(program, {"__name__": "__main__"})
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@cache
+def _parent() -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment())
+
+
+def forked(program: str, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a program as a process of its own, born of one that has the library loaded: to load it takes longer than most fits here."""
+    given, parent = list(map(str, arguments)), _parent()
+    with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as err:
+        print(json.dumps([program, given, str(cwd or Path.cwd()), out.name, err.name]), file=parent.stdin, flush=True)
+        return subprocess.CompletedProcess(given, int(parent.stdout.readline()), out.read(), err.read())
+
+
 def asymrec(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run `asymrec ...` as a process of its own."""
-    command = [sys.executable, "-m", "asymrec", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=cwd, timeout=300)
+    return forked(COMMAND, *arguments, cwd=cwd)
 
 
 def here(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

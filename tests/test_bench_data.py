@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import yaml
-from benched import without_processes, written  # noqa: F401, a fixture
+from benched import fits_here, written
 from small import SETTINGS, environment, here, tables, write
 
 from asymrec.bench.data import fingerprint
@@ -24,10 +24,14 @@ from asymrec.bench.plan_file import read_plan
 from asymrec.bench.run import read, state
 from asymrec.data import Dataset
 
-pytestmark = pytest.mark.usefixtures("without_processes")
-
 ENGLISH = {"user_id": "kunde", "item_id": "artikel", "timestamp": "wann"}
 GERMAN = {"user": "kunde", "item": "artikel", "time": "wann"}
+
+
+@pytest.fixture(autouse=True)
+def quick():
+    with fits_here():
+        yield
 
 
 def planned(folder: Path, **plan: object) -> Path:

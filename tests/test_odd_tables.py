@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from small import asymrec, here, settings, tables, write
+from benched import fits_here
+from small import here, settings, tables, write
 from two_tables import CLICKS, ITEMS, read, sequences
 
 from asymrec.config import Recipe
@@ -210,6 +211,7 @@ def test_a_bench_knows_its_cell_of_narrow_vectors_again(tmp_path):
     (tmp_path / "plan.yaml").write_text(
         f"data: {{shop: {{path: shop, text: [], views: [vector]}}}}\nmodels: [{{name: asymrec, settings: {{{small}}}}}]\n"
     )
-    assert asymrec("bench", tmp_path / "plan.yaml").returncode == 0
+    with fits_here():
+        assert here("bench", tmp_path / "plan.yaml").returncode == 0
     listed = here("bench", tmp_path / "plan.yaml", "--list")
     assert "finished" in listed.stdout and "to do" not in listed.stdout

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 import pytest
-from small import SETTINGS, asymrec, contents, environment, settings, tables, write
+from small import SETTINGS, asymrec, contents, environment, forked, settings, tables, write
 
 from asymrec.config import Recipe
 from asymrec.data import Dataset
@@ -112,7 +112,6 @@ def test_equal_seeds_give_equal_files(run, data, tmp_path):
 
 KILLER = """
 import os, signal, sys
-sys.path.insert(0, sys.argv[4])
 from asymrec import files
 from asymrec.config import Recipe
 from asymrec.runs import fit_run
@@ -135,17 +134,12 @@ class Killer(Listener):
 if moment == "swap":  # everything is built and brought to the disk, and not yet in place
     put = files._put
     files._put = lambda temporary, path: os.kill(os.getpid(), signal.SIGKILL) if path.name == "run" else put(temporary, path)
-import torch
-torch.set_num_threads(1)
-fit_run(sys.argv[1], sys.argv[2], Recipe.of(None, **eval(sys.argv[5])), listener=Killer())
+fit_run(sys.argv[1], sys.argv[2], Recipe.of(None, **eval(sys.argv[4])), listener=Killer())
 """
 
 
 def killed(data: Path, folder: Path, moment: str) -> None:
-    from small import SOURCE
-
-    command = [sys.executable, "-c", KILLER, str(data), str(folder), moment, str(SOURCE), repr(SETTINGS | {"epochs": 3})]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    done = forked(KILLER, data, folder, moment, SETTINGS | {"epochs": 3})
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
@@ -383,8 +377,7 @@ main()
 def test_a_full_disk_leaves_the_old_run(size, data, run, tmp_path):
     folder = copy(run, tmp_path / "run")
     before = {name: (folder / name).read_bytes() for name in contents(folder) if (folder / name).is_file()}
-    command = [sys.executable, "-c", FULL, str(size), "fit", str(data), "-o", str(folder), "--overwrite", *settings(width=64)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    done = forked(FULL, size, "fit", data, "-o", folder, "--overwrite", *settings(width=64))
     assert done.returncode == 2, done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: cannot write") and "File too large" in last
