@@ -11,7 +11,7 @@ from asymrec.data import Sequences
 from asymrec.errors import ConfigError, QuantizerError, VectorError
 from asymrec.evaluation.report import render
 from asymrec.models import AsymRecBoth, FlexCode, Recommender
-from asymrec.quantize import RQVAE, DualCodebook, DualMHQ, dual, rqvae
+from asymrec.quantize import RQVAE, DualCodebook, DualMHQ, dual, facets, rqvae
 from asymrec.quantize.dual import FEATURES, LOSSES
 from asymrec.quantize.report import describe
 from asymrec.vectors.popularity import popularity_features
@@ -26,7 +26,8 @@ FACETS = {"facets": 4, "levels": 2, "codewords": 16, "quantizer_epochs": 1, "qua
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(rqvae, "STEPS", 300)
+    monkeypatch.setattr(rqvae, "STEPS", 150)
+    monkeypatch.setattr(facets, "STEPS", 300)
 
 
 def items(n=600, seed=0):
@@ -44,7 +45,7 @@ def items(n=600, seed=0):
 @pytest.fixture(scope="module")
 def fitted():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rqvae, "STEPS", 300)
+        patch.setattr(rqvae, "STEPS", 150)
         return DualCodebook(**SMALL).fit(items())
 
 
@@ -106,7 +107,8 @@ def test_decoding_rebuilds_both_branches_from_what_the_id_holds(fitted):
     np.testing.assert_allclose(decoded[split == 2, -FEATURES:], np.broadcast_to(mean, ((split == 2).sum(), 4)), rtol=1e-4)
 
 
-def test_alignment_brings_the_branches_of_an_item_together():
+def test_alignment_brings_the_branches_of_an_item_together(monkeypatch):
+    monkeypatch.setattr(rqvae, "STEPS", 300)
     vectors = items()
     vectors[:, 12 : 12 + WIDTH] = vectors[:, :WIDTH] * vectors[:, 12 : 12 + WIDTH].any(1, keepdims=True)  # two views of one thing
     aligned, alone = (DualCodebook(**SMALL, alignment=weight).fit(vectors) for weight in (1.0, 0.0))

@@ -13,7 +13,7 @@ from asymrec.data import Sequences
 from asymrec.errors import ConfigError, DataError, RunError, UnknownIdError, VectorError
 from asymrec.evaluation import evaluate
 from asymrec.files import checksum
-from asymrec.models import HSTU, RPG, AsymRecBoth, FlexCode, Fusion, SASRec, SASRecContent, Tiger, base, coded
+from asymrec.models import HSTU, RPG, AsymRecBoth, FlexCode, Fusion, SASRec, SASRecContent, Tiger, base, both, coded
 from asymrec.models.trained import cut
 from asymrec.retrieval.index import CodeIndex
 
@@ -69,6 +69,12 @@ def tables(n_users=120, n_items=60, seed=0):
         pa.table({"user": users, "item": items, "timestamp": times}),
         pa.table({"item": [f"i{i}" for i in range(n_items)], "text": texts}),
     )
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """The network that FlexCode takes its collaborative vectors from would train at its own defaults."""
+    monkeypatch.setattr(both, "SASRec", lambda **settings: SASRec(**settings, epochs=4))
 
 
 @pytest.fixture(scope="module")
