@@ -96,54 +96,61 @@ def test_buckets_are_single_distances_then_a_logarithmic_scale():
     assert (relative_buckets(9, 9, True)[2:, 2:] == relative_buckets(7, 7, True)).all()  # distance alone counts
 
 
-def bfloat(*shape, seed):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16().requires_grad_()
+PRECISIONS = pytest.mark.parametrize(("precision", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
 
 
-def both_ways(function, *inputs, monkeypatch):
-    """Output and gradients, compiled in bfloat16 and by torch's operations in float32."""
+def drawn(*shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16().float()
+
+
+def both_ways(function, *inputs, precision, tolerance, monkeypatch):
+    """Output and gradients, compiled in this precision and by torch's operations in float32."""
     found = []
     for compiled in (True, False):
-        parts = [x.detach().clone().requires_grad_() if compiled else x.detach().float().requires_grad_() for x in inputs]
+        parts = [x.to(precision if compiled else torch.float32, copy=True).requires_grad_() for x in inputs]
         monkeypatch.setattr(fused, "_compiled", lambda *_, answer=compiled: answer)
         out = function(*[part * 1 for part in parts])
         weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(9))
         found.append((out.float(), *torch.autograd.grad((out.float() * weight).sum(), parts)))
     for ours, theirs in zip(*found):
-        torch.testing.assert_close(ours.float(), theirs.float(), rtol=3e-2, atol=3e-2)
+        torch.testing.assert_close(ours.float(), theirs.float(), rtol=tolerance, atol=tolerance)
 
 
-def test_compiled_pieces_are_torchs_operations(monkeypatch):
-    both_ways(lambda u: fused.masked_relu(u, 0.0), bfloat(9, 20, seed=0), monkeypatch=monkeypatch)
+@PRECISIONS
+def test_compiled_pieces_are_torchs_operations(precision, tolerance, monkeypatch):
+    how = {"precision": precision, "tolerance": tolerance, "monkeypatch": monkeypatch}
+    both_ways(lambda u: fused.masked_relu(u, 0.0), drawn(9, 20, seed=0), **how)
     bias = torch.randn(HEADS, 7, 5)
     bias[:, 3, 2] = -math.inf
-    both_ways(lambda s: fused.masked_softmax(s, bias, 0.0), bfloat(90, HEADS, 7, 5, seed=1), monkeypatch=monkeypatch)
+    both_ways(lambda s: fused.masked_softmax(s, bias, 0.0), drawn(90, HEADS, 7, 5, seed=1), **how)
 
     def attention(qkv, bias):
         return fused.self_attention(qkv, RUNS, HEADS, bias.float(), 0.0)
 
-    both_ways(attention, bfloat(TOKENS, 3 * HEADS * HEAD, seed=2), bfloat(HEADS, 7, 7, seed=3), monkeypatch=monkeypatch)
+    both_ways(attention, drawn(TOKENS, 3 * HEADS * HEAD, seed=2), drawn(HEADS, 7, 7, seed=3), **how)
 
 
-def test_the_compiled_norm_is_the_plain_one():
+@PRECISIONS
+@pytest.mark.parametrize("begins", [False, True])
+def test_the_compiled_norm_is_the_plain_one(begins, precision, tolerance, monkeypatch):
     torch.manual_seed(0)
     x, y, weight = torch.randn(70, WIDTH), torch.randn(70, WIDTH).bfloat16(), torch.rand(WIDTH) + 0.5
-    upstream = torch.randn(70, WIDTH), torch.randn(70, WIDTH)
-    for begins in (False, True):
-        found = []
-        for precision in (torch.bfloat16, torch.float32):
-            leaves = [part.clone().requires_grad_() for part in (x, y.to(precision), weight)]
-            total, normed = fused.add_norm(None if begins else leaves[0], *leaves[1:], 0.0, precision)
-            assert total.dtype == torch.float32 and normed.dtype == precision
-            slope = (total * upstream[0]).sum() + (normed.float() * upstream[1]).sum()
-            found.append((total, normed, *torch.autograd.grad(slope, leaves[begins:])))
-        for ours, theirs in zip(*found):
-            torch.testing.assert_close(ours.float(), theirs.float(), rtol=2e-2, atol=3e-2)
+    upstream, found = (torch.randn(70, WIDTH), torch.randn(70, WIDTH)), []
+    for compiled, kind in ((True, precision), (False, torch.float32)):
+        monkeypatch.setattr(fused, "_compiled", lambda *_, answer=compiled: answer)
+        leaves = [part.clone().requires_grad_() for part in (x, y.to(kind), weight)]
+        total, normed = fused.add_norm(None if begins else leaves[0], *leaves[1:], 0.0, kind)
+        assert total.dtype == torch.float32 and normed.dtype == kind
+        slope = (total * upstream[0]).sum() + (normed.float() * upstream[1]).sum()
+        found.append((total, normed, *torch.autograd.grad(slope, leaves[begins:])))
+    for ours, theirs in zip(*found):
+        torch.testing.assert_close(ours.float(), theirs.float(), rtol=tolerance, atol=tolerance)
 
 
-def test_dropout_keeps_its_share_and_its_mask_on_the_way_back():
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_dropout_keeps_its_share_and_its_mask_on_the_way_back(precision):
     torch.manual_seed(0)
-    p, ones = 0.3, torch.ones(200, 64, dtype=torch.bfloat16)
+    p, ones = 0.3, torch.ones(200, 64, dtype=precision)
     x = ones.clone().requires_grad_()
     out = fused.masked_relu(x * 1, p)
     assert set(out.unique().tolist()) == {0.0, 1.0} and abs(out.float().mean() - 0.7) < 0.02
@@ -154,16 +161,16 @@ def test_dropout_keeps_its_share_and_its_mask_on_the_way_back():
     assert torch.equal(out, fused.masked_relu(ones.clone(), p))  # the same seed, the same
 
     y = ones.clone().requires_grad_()
-    total, _ = fused.add_norm(torch.zeros(200, 64), y, torch.ones(64), p, torch.bfloat16)
+    total, _ = fused.add_norm(torch.zeros(200, 64), y, torch.ones(64), p, precision)
     assert abs((total == 0).float().mean() - p) < 0.02
     torch.testing.assert_close(total[total > 0], torch.tensor(1 / (1 - p)).expand(int((total > 0).sum())))
     (slope,) = torch.autograd.grad(total, y, torch.ones(200, 64))
     assert torch.equal(slope > 0, total > 0)
 
-    scores = torch.zeros(50, 2, 8, 16, dtype=torch.bfloat16, requires_grad=True)
+    scores = torch.zeros(50, 2, 8, 16, dtype=precision, requires_grad=True)
     kept = fused.masked_softmax(scores * 1, torch.zeros(2, 8, 16), p)
     assert set(kept.unique().tolist()) == {0.0, 0.125} and abs((kept == 0).float().mean() - p) < 0.02
-    given = torch.randn(kept.shape).bfloat16()
+    given = torch.randn(kept.shape).to(precision)
     (slope,) = torch.autograd.grad(kept, scores, given.clone())
     mask = (kept > 0).float()
     expected = 0.125 * (mask * given.float() - (0.125 * mask * given.float()).sum(-2, keepdim=True))

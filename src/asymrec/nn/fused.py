@@ -1,8 +1,8 @@
 """Pieces of a Transformer's step that are one pass over memory instead of many: ReLU, softmax, attention and normalisation, each with
 its dropout.
 
-In training on a processor in bfloat16 they are compiled (`fused_kernels.py`); there, drawing a random number for every element of a
-feed-forward layer costs more than multiplying its matrices. Elsewhere they are torch's own operations, without dropout just as quick
+In training on a processor they are compiled (`fused_kernels.py`); there, drawing a random number for every element of a feed-forward
+layer costs as much as multiplying its matrices. Elsewhere they are torch's own operations, without dropout just as quick
 and safe to use from several threads. Random numbers come from torch's generator in both cases, one seed a call in the first.
 
 `masked_relu` and `masked_softmax` set elements to 0 and do not enlarge the others by 1 / (1 - p): whoever multiplies them with a weight
@@ -23,17 +23,18 @@ BLOCKS = 64  # parts in which a gradient is summed over rows: a fixed number, so
 
 
 def in_kernels(device: torch.device, precision: torch.dtype) -> bool:
-    """Whether compiled loops over bfloat16 take the place of torch's operations."""
-    return device.type == "cpu" and precision == torch.bfloat16
+    """Whether compiled loops take the place of torch's operations."""
+    return device.type == "cpu" and precision in (torch.float32, torch.bfloat16)
 
 
 def _compiled(device: torch.device, precision: torch.dtype) -> bool:
     return in_kernels(device, precision) and torch.is_grad_enabled()
 
 
-def bits(x: Tensor) -> np.ndarray:
-    """The memory of a bfloat16 (float32) tensor as uint16 (uint32): numpy has no bfloat16."""
-    return x.detach().view(torch.uint16 if x.dtype == torch.bfloat16 else torch.uint32).numpy()
+def raw(x: Tensor) -> np.ndarray:
+    """The memory of a tensor as kernels take it: float32, or bfloat16 as uint16, for numpy has no bfloat16."""
+    x = x.detach()
+    return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
 def _drawn(p: float) -> tuple[np.uint32, np.uint32]:
@@ -44,7 +45,7 @@ def _drawn(p: float) -> tuple[np.uint32, np.uint32]:
 
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     """`torch.nn.functional.dropout`, x [..., width]; float32 and bfloat16 on a processor without a random number for each element."""
-    if not training or not p or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+    if not training or not p or not in_kernels(x.device, x.dtype):
         return F.dropout(x, p, training)
     return _Dropout.apply(x, p, *_drawn(p))
 
@@ -65,7 +66,7 @@ def _dropped(x: Tensor, *how: np.generic) -> Tensor:
 
     x = x.detach().contiguous()
     out = torch.empty_like(x)
-    lines = (bits(part) if x.dtype == torch.bfloat16 else part.numpy() for part in (x.flatten(0, -2), out.flatten(0, -2)))
+    lines = (raw(part.flatten(0, -2)) for part in (x, out))
     by_rows(dropout, x.numel() // x.shape[-1], *lines, *how)
     return out
 
@@ -83,7 +84,7 @@ class _MaskedRelu(torch.autograd.Function):
         from asymrec.nn.fused_kernels import relu
 
         ctx.mark_dirty(u)
-        by_rows(relu, len(u), bits(u), *_drawn(p))
+        by_rows(relu, len(u), raw(u), *_drawn(p))
         ctx.save_for_backward(u)
         return u
 
@@ -93,7 +94,7 @@ class _MaskedRelu(torch.autograd.Function):
 
         (u,) = ctx.saved_tensors
         upstream = upstream.contiguous()
-        by_rows(relu_gradient, len(u), bits(upstream), bits(u))
+        by_rows(relu_gradient, len(u), raw(upstream), raw(u))
         return upstream, None
 
 
@@ -113,7 +114,7 @@ def _softmax(scores: Tensor, bias: Tensor, p: float) -> Tensor:
     from asymrec.nn.fused_kernels import softmax
 
     kept = torch.empty_like(scores)
-    by_rows(softmax, len(scores), bits(scores), bias.detach().numpy(), bits(kept), *_drawn(p))
+    by_rows(softmax, len(scores), raw(scores), bias.detach().numpy(), raw(kept), *_drawn(p))
     return kept
 
 
@@ -122,7 +123,7 @@ def _softmax_gradient(upstream: Tensor, shares: Tensor, kept: Tensor) -> Tensor:
     from asymrec.nn.fused_kernels import softmax_gradient
 
     by_bias = torch.zeros(min(len(shares), BLOCKS), *shares.shape[1:])
-    by_rows(softmax_gradient, len(by_bias), bits(upstream), bits(shares), bits(kept), by_bias.numpy())
+    by_rows(softmax_gradient, len(by_bias), raw(upstream), raw(shares), raw(kept), by_bias.numpy())
     return by_bias.sum(0)
 
 
@@ -212,7 +213,7 @@ class _AddNorm(torch.autograd.Function):
         normed, inverse = torch.empty_like(y), total.new_empty(len(y))
         ctx.dropout = (*_drawn(p), np.float32(1 / (1 - p)))
         ctx.begins = x is None
-        arrays = total.numpy(), bits(y.contiguous()), weight.detach().numpy(), bits(normed), inverse.numpy()
+        arrays = total.numpy(), raw(y.contiguous()), weight.detach().numpy(), raw(normed), inverse.numpy()
         by_rows(add_norm, len(total), *arrays, np.float32(EPSILON), *ctx.dropout)
         ctx.save_for_backward(total, weight, inverse)
         return total, normed
@@ -224,6 +225,6 @@ class _AddNorm(torch.autograd.Function):
         total, weight, inverse = ctx.saved_tensors
         by_normed = by_normed.contiguous()
         by_x, by_y, by_weight = by_total.clone(), torch.empty_like(by_normed), torch.zeros(BLOCKS, len(weight))
-        arrays = total.numpy(), weight.detach().numpy(), inverse.numpy(), bits(by_normed), by_x.numpy(), bits(by_y), by_weight.numpy()
+        arrays = total.numpy(), weight.detach().numpy(), inverse.numpy(), raw(by_normed), by_x.numpy(), raw(by_y), by_weight.numpy()
         by_rows(add_norm_gradient, BLOCKS, *arrays, *ctx.dropout)
         return None if ctx.begins else by_x, by_y, by_weight.sum(0), None

@@ -1,5 +1,7 @@
 """Compiled pieces of the training step for processors. Imported only when a step runs on one.
 
+Arrays are float32, or bfloat16 as uint16 (`scalars.py`), where they are not said to be float32.
+
 Each works on the rows (or columns) begin .. end - 1 and is called by `threads.by_rows`.
 """
 
@@ -8,10 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from asymrec.compiled import compiled
-
-_LOG2E = np.float32(1.4426950408889634)
-# exp2 on [-1/2, 1/2] by its Taylor series: relative error below 2e-7, far under bfloat16's 4e-3.
-_C1, _C2, _C3, _C4, _C5, _C6 = (np.float32(c) for c in (0.6931471806, 0.2402265070, 0.0555041087, 0.0096181291, 0.0013333558, 0.0001540353))
+from asymrec.nn.scalars import exp, load, stored
 
 COLUMNS = 2048  # whose sums stay in the core's first cache
 
@@ -20,10 +19,10 @@ COLUMNS = 2048  # whose sums stay in the core's first cache
 def softmax_gradient(
     begin, end, logits, bias, goal, shift, seen_start, seen_column, repeat, loss, repeat_gradient
 ):  # pragma: no cover - compiled
-    """In place: bfloat16 logits [n, items] become softmax minus one-hot of the goal; a row never leaves the core's cache.
+    """In place: logits become softmax minus one-hot of the goal; a row never leaves the core's cache.
 
     Args:
-        logits: uint16 [n, items], the bits of bfloat16.
+        logits: [n, items].
         bias: float32 [items], added to the logits.
         goal: int64 [n].
         shift: float32 [n], added to the logit of the goal.
@@ -32,15 +31,9 @@ def softmax_gradient(
     """
     items = logits.shape[1]
     for i in range(begin, end):
-        bits = np.empty(items, np.uint32)
-        value = bits.view(np.float32)
-        power = np.empty(items, np.uint32)
-        factor = power.view(np.float32)
-        row = logits[i]
+        value, row = np.empty(items, np.float32), logits[i]
         for j in range(items):
-            bits[j] = np.uint32(row[j]) << np.uint32(16)
-        for j in range(items):
-            value[j] += bias[j]
+            value[j] = load(row[j]) + bias[j]
         for s in range(seen_start[i], seen_start[i + 1]):
             value[seen_column[s]] += repeat
         value[goal[i]] += shift[i]
@@ -50,13 +43,7 @@ def softmax_gradient(
         at_goal = value[goal[i]] - top
         total = np.float32(0)
         for j in range(items):
-            x = max((value[j] - top) * _LOG2E, np.float32(-126))
-            whole = np.floor(x + np.float32(0.5))
-            f = x - whole
-            value[j] = np.float32(1) + f * (_C1 + f * (_C2 + f * (_C3 + f * (_C4 + f * (_C5 + f * _C6)))))
-            power[j] = np.uint32(np.int32(whole) + np.int32(127)) << np.uint32(23)
-        for j in range(items):
-            value[j] *= factor[j]
+            value[j] = exp(value[j] - top)
             total += value[j]
         share = np.float32(1) / total
         for j in range(items):
@@ -67,8 +54,8 @@ def softmax_gradient(
             gradient += value[seen_column[s]]
         repeat_gradient[i] = gradient
         loss[i] = np.log(total) - at_goal
-        for j in range(items):  # round to nearest even, as torch does
-            row[j] = np.uint16((bits[j] + np.uint32(0x7FFF) + ((bits[j] >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+        for j in range(items):
+            row[j] = stored(value[j], row)
 
 
 @compiled(fastmath=True)
@@ -77,94 +64,68 @@ def residual_forward(begin, end, x, inner, bias, temperature, query, unit, scale
 
     Args:
         x: float32 [n, width].
-        inner, query: uint16 [heads, n, width], the bits of bfloat16.
+        inner, query: [heads, n, width].
         bias: float32 [heads, width].
         unit: float32 [heads, n, width]; scale: float32 [heads, n], 1 / (|y| temperature); both filled.
     """
     heads, _, width = inner.shape
     for i in range(begin, end):
-        bits = np.empty(width, np.uint32)
-        z = bits.view(np.float32)
-        power = np.empty(width, np.uint32)
-        factor = power.view(np.float32)
-        rest = np.empty(width, np.float32)
+        z, gate = np.empty(width, np.float32), np.empty(width, np.float32)
         for h in range(heads):
             row, out, asked = inner[h, i], unit[h, i], query[h, i]
+            for j in range(width):  # short loops, for long ones are not made to work on several numbers at once
+                z[j] = load(row[j]) + bias[h, j]
             for j in range(width):
-                bits[j] = np.uint32(row[j]) << np.uint32(16)
-            for j in range(width):  # exp(-z) = rest * factor
-                z[j] += bias[h, j]
-                t = min(max(-z[j] * _LOG2E, np.float32(-126)), np.float32(126))
-                whole = np.floor(t + np.float32(0.5))
-                f = t - whole
-                rest[j] = np.float32(1) + f * (_C1 + f * (_C2 + f * (_C3 + f * (_C4 + f * (_C5 + f * _C6)))))
-                power[j] = np.uint32(np.int32(whole) + np.int32(127)) << np.uint32(23)
+                gate[j] = exp(-z[j])
             total = np.float32(0)
             for j in range(width):
-                gate = np.float32(1) / (np.float32(1) + rest[j] * factor[j])
-                y = x[i, j] + z[j] * gate
-                z[j] = gate * (np.float32(1) + z[j] * (np.float32(1) - gate))
+                gate[j] = np.float32(1) / (np.float32(1) + gate[j])
+                y = x[i, j] + z[j] * gate[j]
                 out[j] = y
                 total += y * y
             for j in range(width):
-                row[j] = np.uint16((bits[j] + np.uint32(0x7FFF) + ((bits[j] >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+                row[j] = stored(gate[j] * (np.float32(1) + z[j] * (np.float32(1) - gate[j])), row)
             length = np.float32(1) / max(np.sqrt(total), np.float32(1e-12))
             scale[h, i] = length / temperature
             for j in range(width):
                 out[j] *= length
-                z[j] = out[j] / temperature
-            for j in range(width):
-                asked[j] = np.uint16((bits[j] + np.uint32(0x7FFF) + ((bits[j] >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+                asked[j] = stored(out[j] / temperature, asked)
 
 
 @compiled(fastmath=True)
 def residual_backward(begin, end, d_query, unit, scale, slope, d_x):  # pragma: no cover - compiled
-    """Gradient of `query` above -> gradient of `inner`, in the place of the slope; what reaches x past the block is added to d_x."""
+    """Gradient of `query` above -> gradient of `inner`, in the place of the slope; what reaches x past the block is added to d_x.
+
+    unit, scale and d_x are float32."""
     heads, _, width = slope.shape
     for i in range(begin, end):
-        bits = np.empty(width, np.uint32)
-        d = bits.view(np.float32)
-        other = np.empty(width, np.uint32)
-        bend = other.view(np.float32)
         for h in range(heads):
             row, out, given = slope[h, i], unit[h, i], d_query[h, i]
-            for j in range(width):
-                bits[j] = np.uint32(given[j]) << np.uint32(16)
-                other[j] = np.uint32(row[j]) << np.uint32(16)
             along = np.float32(0)
             for j in range(width):
-                along += d[j] * out[j]
+                along += load(given[j]) * out[j]
             for j in range(width):
-                d[j] = (d[j] - out[j] * along) * scale[h, i]
-                d_x[i, j] += d[j]
-                d[j] *= bend[j]
-            for j in range(width):
-                row[j] = np.uint16((bits[j] + np.uint32(0x7FFF) + ((bits[j] >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+                d = (load(given[j]) - out[j] * along) * scale[h, i]
+                d_x[i, j] += d
+                row[j] = stored(d * load(row[j]), row)
 
 
 @compiled
-def add_rounded(begin, end, total, part):  # pragma: no cover - compiled
-    """total += part, in one pass; total float32 [n, width], part uint16 [n, width], the bits of bfloat16."""
+def add_rows(begin, end, total, part):  # pragma: no cover - compiled
+    """total += part, in one pass; [n, width] both, total float32."""
     width = part.shape[1]
-    bits = np.empty(width, np.uint32)
-    value = bits.view(np.float32)
     for i in range(begin, end):
+        line, own = part[i], total[i]
         for j in range(width):
-            bits[j] = np.uint32(part[i, j]) << np.uint32(16)
-        for j in range(width):
-            total[i, j] += value[j]
+            own[j] += load(line[j])
 
 
 @compiled
 def add_columns(begin, end, total, part):  # pragma: no cover - compiled
-    """total += the sum of part over rows, in the columns begin .. end - 1; total float32 [width], part as above."""
-    bits = np.empty(COLUMNS, np.uint32)
-    value = bits.view(np.float32)
+    """total += the sum of part [n, width] over rows, in the columns begin .. end - 1; total float32 [width]."""
     for start in range(begin, end, COLUMNS):
         count = min(COLUMNS, end - start)
         for i in range(len(part)):
             line, own = part[i, start : start + count], total[start : start + count]
             for j in range(count):
-                bits[j] = np.uint32(line[j]) << np.uint32(16)
-            for j in range(count):
-                own[j] += value[j]
+                own[j] += load(line[j])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from asymrec.nn.fused import bits, in_kernels
+from asymrec.nn.fused import in_kernels, raw
 from asymrec.threads import by_rows
 
 CHUNK = 1 << 22  # logits at a time: 16 MiB in float32, about what stays in a processor's last-level cache
@@ -52,7 +52,7 @@ def _gradient_compiled(
     logits: Tensor, targets: Tensor, bias: Tensor | None = None, at_target: Tensor | None = None, seen: Pairs | None = None,
     repeat: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """The same as `_gradient` in one pass over bfloat16 logits, which it overwrites."""
+    """The same as `_gradient` in one pass over the logits, which it overwrites."""
     from asymrec.nn.kernels import softmax_gradient
 
     n = len(logits)
@@ -65,7 +65,7 @@ def _gradient_compiled(
     loss, d_repeat = np.empty(n, np.float32), np.empty(n, np.float32)
     by = np.float32(0 if repeat is None else repeat.detach().item())
     added = np.zeros(logits.shape[1], np.float32) if bias is None else bias.detach().float().numpy()
-    by_rows(softmax_gradient, n, bits(logits), added, targets.numpy(), shift, starts, columns, by, loss, d_repeat)
+    by_rows(softmax_gradient, n, raw(logits), added, targets.numpy(), shift, starts, columns, by, loss, d_repeat)
     return torch.tensor(loss.sum()), logits, torch.tensor(d_repeat.sum())
 
 
@@ -78,9 +78,9 @@ def _add(total: Tensor, part: Tensor) -> None:
     if not in_kernels(part.device, part.dtype):
         total += part
         return
-    from asymrec.nn.kernels import add_rounded
+    from asymrec.nn.kernels import add_rows
 
-    by_rows(add_rounded, len(part), total.numpy(), bits(part))
+    by_rows(add_rows, len(part), total.numpy(), raw(part))
 
 
 def _add_columns(total: Tensor, part: Tensor) -> None:
@@ -90,7 +90,7 @@ def _add_columns(total: Tensor, part: Tensor) -> None:
         return
     from asymrec.nn.kernels import add_columns
 
-    by_rows(add_columns, part.shape[1], total.numpy(), bits(part))
+    by_rows(add_columns, part.shape[1], total.numpy(), raw(part))
 
 
 class _CatalogueCrossEntropy(torch.autograd.Function):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from asymrec.nn.fused import bits, in_kernels
+from asymrec.nn.fused import in_kernels, raw
 from asymrec.nn.losses import gradient_for
 from asymrec.threads import by_rows
 
@@ -119,11 +119,11 @@ class _CompiledBlock:
 
         self.inner, self.query = inner, torch.empty_like(inner)
         self.unit, self.scale = np.empty(inner.shape, np.float32), np.empty(inner.shape[:2], np.float32)
-        arrays = x.numpy(), bits(inner), bias.numpy(), np.float32(temperature), bits(self.query), self.unit, self.scale
+        arrays = x.numpy(), raw(inner), bias.numpy(), np.float32(temperature), raw(self.query), self.unit, self.scale
         by_rows(kernels.residual_forward, len(x), *arrays)
 
     def back(self, d_query: Tensor, d_x: Tensor) -> Tensor:
         from asymrec.nn import kernels
 
-        by_rows(kernels.residual_backward, len(d_x), bits(d_query), self.unit, self.scale, bits(self.inner), d_x.numpy())
+        by_rows(kernels.residual_backward, len(d_x), raw(d_query), self.unit, self.scale, raw(self.inner), d_x.numpy())
         return self.inner

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from asymrec.nn.decoder import Runs
-from asymrec.nn.fused import EPSILON, bits, self_attention
+from asymrec.nn.fused import EPSILON, raw, self_attention
 from asymrec.nn.t5 import Stack
 
 
@@ -135,7 +135,7 @@ def _add_norm(x: Tensor, y: Tensor) -> Tensor:
     from asymrec.nn.writer_kernels import add_norm
 
     out = torch.empty_like(y)
-    add_norm(x.numpy(), bits(y), bits(out), np.float32(EPSILON), _shift(y))
+    add_norm(x.numpy(), raw(y), raw(out), np.float32(EPSILON))
     return out
 
 
@@ -150,13 +150,9 @@ def _attend(qkv: Tensor, first: int, lines: np.ndarray, bias: Tensor) -> Tensor:
     from asymrec.nn.writer_kernels import attend
 
     out = qkv.new_empty(m, qkv.shape[1] // 3)
-    attend(bits(qkv), first, lines, bias.numpy(), bits(out), _shift(qkv))
+    attend(raw(qkv), first, lines, bias.numpy(), raw(out))
     return out
 
 
 def _compiled(x: Tensor) -> bool:
     return x.device.type == "cpu"
-
-
-def _shift(x: Tensor) -> np.uint32:
-    return np.uint32(0 if x.dtype == torch.float32 else 16)
