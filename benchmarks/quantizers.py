@@ -39,7 +39,7 @@ ROWS: list[tuple[str, dict[str, Any]]] = [
     ("mhq", {"facets": 1, "quantizer_epochs": 0}),  # residual k-means on the vectors as they are, beside RQ-VAE
     ("rqvae", {}),
     ("rqvae", {"seed": 1}),
-    ("rqvae", {"rqvae_epochs": 182}),  # half the steps on Beauty
+    ("rqvae", {"rqvae_epochs": 182}),  # twice the steps on Beauty
 ]
 NOISE = 0.02  # of each entry, in units of the vectors' root mean square
 
@@ -92,7 +92,8 @@ def main() -> int:
     if arguments.vectors:
         vectors = np.load(arguments.vectors)
     else:
-        vectors = text_vectors(item_texts(pq.read_table(arguments.data / "items.parquet"), config.text), config.encoder, config.max_tokens)
+        texts = item_texts(pq.read_table(arguments.data / "items.parquet"), config.text)
+        vectors = text_vectors(texts, config.encoder, config.max_tokens, cache=False)
     precision = str(choose_precision("auto", torch.device("cpu"))).removeprefix("torch.")
     log = {
         "data": arguments.data.resolve().name,
