@@ -62,12 +62,13 @@ def environment() -> dict[str, str]:
 
 COMMAND = "from asymrec.cli import main; main()"
 PARENT = """
-import json, os, sys
+import json, os, signal, sys
 import asymrec.cli, asymrec.models, asymrec.runs
 for line in sys.stdin:
     program, arguments, folder, *files = json.loads(line)
     child = os.fork()
     if child == 0:
+        signal.alarm(300)
         for number, file in enumerate((os.devnull, *files)):
             os.dup2(os.open(file, os.O_RDWR), number)
         os.chdir(folder)
