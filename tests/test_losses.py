@@ -97,11 +97,11 @@ loss.backward()
 print(*(zlib.crc32(t.detach().numpy().tobytes()) for t in (loss, states.grad, table.grad, bias.grad)))
 """
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-    run = lambda threads: (
-        subprocess.run(  # noqa: E731
-            [sys.executable, "-c", program, str(threads)], env=environment, capture_output=True, text=True, check=True
-        ).stdout
-    )
+
+    def run(threads: int) -> str:
+        command = [sys.executable, "-c", program, str(threads)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
     cold = run(1)
     assert cold == run(1) == run(3)
 
