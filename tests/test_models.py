@@ -74,7 +74,7 @@ def tables(n_users=120, n_items=60, seed=0):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """The network that FlexCode takes its collaborative vectors from would train at its own defaults."""
-    monkeypatch.setattr(both, "SASRec", lambda **settings: SASRec(**settings, epochs=20))
+    monkeypatch.setattr(both, "SASRec", lambda **settings: SASRec(**settings, epochs=4))
 
 
 @pytest.fixture(scope="module")
@@ -220,13 +220,14 @@ class TestContract:
         second = MODELS[name](**({"seed": 4} if name in TRAINED else {})).fit(dataset)
         np.testing.assert_array_equal(first.scores(dataset.sequences), second.scores(dataset.sequences))
 
-    def test_every_model_beats_chance(self, dataset, name):
+    def test_every_model_beats_chance(self, dataset, name, monkeypatch):
         """Chance is k / n = .17; a chain of items is easy. Popularity knows no order and is only asked for what it can do."""
-        settings = {"epochs": 25, "patience": 25} if name in TRAINED else {}  # early epochs of a small network may be worse than the first
+        monkeypatch.setattr(both, "SASRec", SASRec)  # half learned, it tells little
+        settings = {"epochs": 25} if name in TRAINED else {}
         model = MODELS[name](**settings).fit(dataset)
         split = dataset.split()
         found = evaluate(model, split.test, dataset.n_items, split.train_counts(dataset.n_items)).metrics["removed"]["recall@10"]
-        assert found > (0.17 if name == "popularity" else 0.4)
+        assert found > (0.17 if name == "popularity" else 0.5)
 
 
 @pytest.mark.parametrize("name", TRAINED)

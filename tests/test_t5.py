@@ -144,7 +144,7 @@ def test_the_compiled_norm_is_the_plain_one(begins, precision, tolerance, monkey
         slope = (total * upstream[0]).sum() + (normed.float() * upstream[1]).sum()
         found.append((total, normed, *torch.autograd.grad(slope, leaves[begins:])))
     for ours, theirs in zip(*found):
-        torch.testing.assert_close(ours.float(), theirs.float(), rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(ours.float(), theirs.float(), rtol=min(tolerance, 2e-2), atol=tolerance)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])

@@ -36,7 +36,7 @@ def forced(stacks, read, sequences):
 @pytest.mark.parametrize(("precision", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 6e-2)])
 @torch.no_grad()
 def test_beams_have_the_states_of_their_whole_sequences(stacks, precision, tolerance, compiled, monkeypatch):
-    monkeypatch.setattr(writer, "_compiled", lambda _: compiled)
+    monkeypatch.setattr(writer, "in_kernels", lambda *_: compiled)
     rng = np.random.default_rng(0)
     read = torch.from_numpy(rng.integers(TOKENS, size=READ))
     made = Writer(*stacks[0], stacks[1], (4, 5), precision)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from asymrec.nn.decoder import Runs
-from asymrec.nn.fused import EPSILON, raw, self_attention
+from asymrec.nn.fused import EPSILON, in_kernels, raw, self_attention
 from asymrec.nn.t5 import Stack
 
 
@@ -130,7 +130,7 @@ def _ready(weight: Tensor, precision: torch.dtype) -> Tensor:
 
 def _add_norm(x: Tensor, y: Tensor) -> Tensor:
     """x float32 [n, width] gets y [n, width] added in place; returned is x divided by its root mean square, in y's precision."""
-    if not _compiled(x):
+    if not in_kernels(x.device, y.dtype):
         return F.rms_norm(x.add_(y), x.shape[1:], eps=EPSILON).to(y.dtype)
     from asymrec.nn.writer_kernels import add_norm
 
@@ -142,7 +142,7 @@ def _add_norm(x: Tensor, y: Tensor) -> Tensor:
 def _attend(qkv: Tensor, first: int, lines: np.ndarray, bias: Tensor) -> Tensor:
     """See `writer_kernels.attend`."""
     (m, tokens), heads = lines.shape, len(bias)
-    if not _compiled(qkv):
+    if not in_kernels(qkv.device, qkv.dtype):
         q = qkv[first : first + m].view(m, 3, heads, 1, -1)[:, 0]
         k, v = qkv[torch.from_numpy(lines).to(qkv.device)].view(m, tokens, 3, heads, -1)[:, :, 1:].permute(2, 0, 3, 1, 4)
         shares = ((q @ k.transpose(2, 3)).float() + bias.unsqueeze(1)).softmax(-1).to(v.dtype)
@@ -152,7 +152,3 @@ def _attend(qkv: Tensor, first: int, lines: np.ndarray, bias: Tensor) -> Tensor:
     out = qkv.new_empty(m, qkv.shape[1] // 3)
     attend(raw(qkv), first, lines, bias.numpy(), raw(out))
     return out
-
-
-def _compiled(x: Tensor) -> bool:
-    return x.device.type == "cpu"
