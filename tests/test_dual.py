@@ -130,6 +130,8 @@ def test_smoothness_and_balance_do_what_they_say():
     assert np.square(np.diff(smooth)).mean() < np.square(np.diff(rough)).mean()
     free, held = (abs(shares(router_balance=weight).mean() - 0.5) for weight in (0.0, 10.0))
     assert held < max(free, 0.03)
+    means = [shares(router_balance=10.0, router_share=share).mean() for share in (0.3, 0.5, 0.7)]
+    assert means[1] - means[0] > 0.1 and means[2] - means[1] > 0.1
 
 
 def test_the_report_tells_the_split_the_usage_and_every_loss(fitted):

@@ -119,7 +119,8 @@ class FlexCodeConfig(Section):
     router_epochs: int | None = Field(None, ge=0, description="passes over the items with the router; by default half of `rqvae_epochs`")
     alignment: float = Field(0.1, ge=0, description="weight of the loss that brings an item's two branches together; 0: none")
     alignment_temperature: float = Field(0.07, gt=0, description="of that loss")
-    router_balance: float = Field(1.0, ge=0, description="weight of the loss that shares all codes evenly between the branches")
+    router_share: float = Field(0.5, gt=0, lt=1, description="the collaborative share of all codes that the balance asks for")
+    router_balance: float = Field(1.0, ge=0, description="weight of the loss that keeps the shares of all codes near `router_share`")
     router_smoothness: float = Field(1.0, ge=0, description="weight of the loss that gives items of like popularity a like split")
 
 

@@ -292,7 +292,7 @@ class _Together:
     def __post_init__(self) -> None:
         _, collaborative, self.features = self.quantizer._parts(self.x)
         self.known = collaborative.any(1)
-        self.trust, self.steadiness = 1 - self.features[:, -1], Steadiness(self.features)
+        self.trust, self.steadiness = 1 - self.features[:, -1], Steadiness(self.features, self.quantizer.config.router_share)
 
     def loss(self, rows: Tensor) -> Tensor:
         config, levels = self.quantizer.config, self.quantizer.meaning

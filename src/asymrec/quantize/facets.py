@@ -92,7 +92,7 @@ class DualMHQ(TwoBranches):
     ) -> None:
         gains = [branch.explained(part, branch.encode(part)) for branch, part in zip(branches, parts)]
         features, known = torch.from_numpy(parts[2]), torch.from_numpy(parts[1].any(1))
-        trust, steadiness = 1 - features[:, -1], Steadiness(features)
+        trust, steadiness = 1 - features[:, -1], Steadiness(features, self.config.router_share)
         n, batch, facets = len(features), min(BATCH, len(features)), torch.arange(self.mhq.facets)
         epochs = math.ceil(STEPS / (n // batch))
         steps, config = iter(range(epochs * (n // batch))), self.config

@@ -1,8 +1,8 @@
 """FlexCode's router (arXiv 2511.20673): how popular an item is -> the share of its codes that the collaborative branch has.
 
 In words: four features of popularity (`vectors/popularity.py`), standardised, through two small layers; the softmax of the two outputs
-gives alpha. Two losses keep it steady: balance, (mean alpha - 1/2)^2 and within each stratum of popularity a floor under the entropy of
-its mean alpha; smoothness, the mean of (alpha_i - alpha_j)^2 of neighbours in popularity.
+gives alpha. Two losses keep it steady: balance, (mean alpha - `router_share`)^2 and within each stratum of popularity a floor under the
+entropy of its mean alpha; smoothness, the mean of (alpha_i - alpha_j)^2 of neighbours in popularity.
 """
 
 from __future__ import annotations
@@ -60,9 +60,10 @@ class Router:
 
 
 class Steadiness:
-    """The two losses on a batch of the items whose features [n, 4] are given."""
+    """The two losses on a batch of the items whose features [n, 4] are given; share: the mean alpha that balance asks for."""
 
-    def __init__(self, features: Tensor):
+    def __init__(self, features: Tensor, share: float):
+        self.asked = share
         self.popularity = features[:, 0].contiguous()
         edges = torch.quantile(self.popularity, torch.arange(1, STRATA) / STRATA)
         self.stratum = torch.bucketize(self.popularity, edges, right=True)
@@ -74,7 +75,7 @@ class Steadiness:
         means = (torch.zeros(STRATA).index_add(0, stratum, alpha) / size.clamp(min=1))[size > 0].clamp(1e-6, 1 - 1e-6)
         entropy = -(means * means.log() + (1 - means) * (1 - means).log())
         by_popularity = alpha[self.popularity[rows].argsort(stable=True)]
-        return (alpha.mean() - 0.5).square() + F.relu(FLOOR - entropy).mean(), by_popularity.diff().square().mean()
+        return (alpha.mean() - self.asked).square() + F.relu(FLOOR - entropy).mean(), by_popularity.diff().square().mean()
 
 
 def allocated(config: FlexCodeConfig, features: Tensor, known: Tensor, tensors: dict[str, Tensor]) -> Tensor:
