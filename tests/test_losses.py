@@ -56,6 +56,7 @@ def gradients(loss, p):
 @pytest.mark.parametrize("without", [(), ("bias",), ("seen", "repeat"), ("bias", "at_target", "seen", "repeat")])
 def test_catalogue_cross_entropy_is_cross_entropy(problem, monkeypatch, chunk, without):
     monkeypatch.setattr(losses, "CHUNK", chunk)
+    monkeypatch.setattr(losses, "ROWS", 1)
     monkeypatch.setattr(losses, "COLUMNS", 20)
     problem |= dict.fromkeys(without)
     fused = catalogue_cross_entropy(**problem)

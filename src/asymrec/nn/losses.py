@@ -17,6 +17,7 @@ from asymrec.nn.fused import in_kernels, raw
 from asymrec.threads import by_rows
 
 CHUNK = 1 << 22  # logits at a time: 16 MiB in float32, about what stays in a processor's last-level cache
+ROWS, MOST = 224, 1 << 24  # but no fewer places than this, up to so many logits: products with few rows are slow
 COLUMNS = 1024  # of a product with the table at a time
 
 
@@ -109,7 +110,7 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, states, table, targets, bias, at_target, seen, repeat, precision):
         n, items = len(states), len(table)
-        chunk = max(1, CHUNK // items)
+        chunk = max(1, CHUNK // items, min(ROWS, MOST // items))
         low_states, low_table = states.to(precision), table.to(precision)
         loss = states.new_zeros((), dtype=torch.float32)
         d_states = torch.empty_like(states)
