@@ -253,7 +253,10 @@ def test_another_run_takes_over_without_losing_changes(run, tmp_path):
         thread = threading.Thread(target=ask)
         thread.start()
         old = folder.rename(tmp_path / "old")
-        shutil.copytree(other, folder)
+        folder.mkdir()
+        shutil.copy2(other / "manifest.json", folder)  # a copy comes file by file, and may rest between two
+        time.sleep(0.5)
+        shutil.copytree(other, folder, dirs_exist_ok=True)
         until = time.monotonic() + 20
         while api.service.catalogue.snapshot.run.identity == identity and time.monotonic() < until:
             time.sleep(0.02)

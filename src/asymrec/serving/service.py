@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +51,7 @@ class Service:
     def __init__(self, folder: str | Path, store: Store, settings: Settings | None = None):
         self.folder, self.store, self.settings = Path(folder), store, settings or Settings()
         self.metrics, self.stopping = Metrics(), threading.Event()
-        self._seen = self._stamp()
+        self._seen = self._last = self._stamp()
         self.catalogue = Catalogue(Run.load(self.folder), store)
         self.users = Users(store, self.metrics)
         limits = {"batch": self.settings.batch, "wait": self.settings.wait, "waiting": self.settings.waiting}
@@ -119,9 +120,12 @@ class Service:
             self.look_for_a_run()
 
     def look_for_a_run(self) -> None:
-        """Serve the folder's new run, once it is whole and every change has its place in it; until then, and if not, the old one."""
-        stamp = self._stamp()
-        if stamp is None or stamp == self._seen:
+        """Serve the folder's new run, once it is whole and every change has its place in it; until then, and if not, the old one.
+
+        A folder that is copied comes file by file: it is read when nothing has changed since the last look, and again after a change."""
+        last, self._last = self._last, self._stamp()
+        stamp = self._last
+        if not stamp or stamp == self._seen or stamp != last:
             return
         self._seen = stamp
         try:
@@ -138,12 +142,12 @@ class Service:
             self.metrics.swaps.inc()
             log.info("now serving the new run in %s", self.folder.name)
 
-    def _stamp(self) -> tuple[int, int, int] | None:
-        """Of the manifest, which a run folder has last (a pipeline: of its facts); it comes with the whole folder, in one step."""
-        for name in ("pipeline.json", "manifest.json"):
-            try:
-                found = os.stat(self.folder / name)
-            except OSError:
-                continue
-            return found.st_ino, found.st_mtime_ns, found.st_size
-        return None
+    def _stamp(self) -> frozenset[tuple[str, int, int, int]]:
+        """Of every file of the run; empty where the folder is not there."""
+        stamp = set()
+        for folder, _, names in os.walk(self.folder):
+            for name in names:
+                with suppress(OSError):  # moved away meanwhile
+                    found = os.stat(path := os.path.join(folder, name))
+                    stamp.add((path, found.st_ino, found.st_mtime_ns, found.st_size))
+        return frozenset(stamp)
