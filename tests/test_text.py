@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
@@ -96,6 +96,7 @@ cells = st.none() | st.text(max_size=12)
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(cells, cells, st.none() | st.lists(cells, max_size=3)), min_size=1, max_size=8))
+@example([(None, "0 .", None), (". .", None, None)])
 def test_any_cells_give_one_clean_line_an_item(rows):
     title, brand, tags = (list(column) for column in zip(*rows))
     kinds = {"title": pa.string(), "brand": pa.string(), "tags": pa.list_(pa.string())}

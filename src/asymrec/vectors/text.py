@@ -143,7 +143,7 @@ def _column_texts(column: pa.ChunkedArray, name: str) -> list[str]:
     for value in column.to_pylist():
         if isinstance(value, list):
             value = ", ".join(part.strip() for part in value if part and part.strip())
-        value = " ".join((value or "").split()).rstrip(".")
+        value = " ".join((value or "").split()).rstrip(" .")
         texts.append(label + value if value else "")
     return texts
 
