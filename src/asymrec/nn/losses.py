@@ -72,7 +72,7 @@ def _gradient_compiled(
 
 
 def _logits(states: Tensor, table: Tensor) -> Tensor:
-    """states @ table.T. In float32 MKL is slow where the product is wide; some columns at a time are a quarter faster, to the same bits."""
+    """states @ table.T. MKL multiplies wide float32 products slowly; some columns at a time are faster, to the same bits."""
     if states.dtype != torch.float32 or states.device.type != "cpu":
         return states @ table.T
     out = states.new_empty(len(states), len(table))

@@ -123,8 +123,8 @@ class Service:
         """Serve the folder's new run, once it is whole and every change has its place in it; until then, and if not, the old one.
 
         A folder that is copied comes file by file: it is read when nothing has changed since the last look, and again after a change."""
-        last, self._last = self._last, self._stamp()
-        stamp = self._last
+        stamp, last = self._stamp(), self._last
+        self._last = stamp
         if not stamp or stamp == self._seen or stamp != last:
             return
         self._seen = stamp
