@@ -9,11 +9,13 @@ import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from asymrec import files
 from asymrec.errors import DataError, RunError
-from asymrec.files import atomic, checksum, wheel_files
+from asymrec.files import atomic, checksum, locked, wheel_files
 
 
 def names(folder):
@@ -35,6 +37,23 @@ def test_a_file_appears_whole_and_alone(tmp_path):
         assert not path.exists()
     assert path.read_text() == "new"
     assert names(path.parent) == ["file"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_files_have_the_mode_of_any_new_file(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        with atomic(tmp_path / "folder") as temporary:
+            (temporary / "deep").mkdir(parents=True)
+            for path in (temporary / "a", temporary / "deep" / "b"):
+                save_file({"one": np.ones(1)}, path)
+        with atomic(tmp_path / "file") as temporary:
+            save_file({"one": np.ones(1)}, temporary)
+    finally:
+        os.umask(before)
+    assert {(tmp_path / name).stat().st_mode & 0o777 for name in ("file", "folder/a", "folder/deep/b")} == {mode}
+    assert names(tmp_path) == ["file", "folder"]
 
 
 @pytest.mark.parametrize("exchange", [True, False])
@@ -160,6 +179,67 @@ def test_another_living_writer_is_left_alone(tmp_path):
     assert (tmp_path / "file").read_text() == "first"
 
 
+def test_one_at_a_time_has_a_lock(tmp_path):
+    path = tmp_path / "deep" / "run"
+    with locked(path, "busy"):
+        assert names(path.parent) == [".run.lock"]
+        with pytest.raises(RunError, match=r"^busy$"), locked(path, "busy"):
+            pass
+        write_folder(path, "new")
+        write_folder(path, "newer")  # it is another folder now, and still locked
+        with pytest.raises(RunError, match=r"^busy$"), locked(path, "busy"):
+            pass
+    assert names(path.parent) == ["run"]
+    with pytest.raises(ZeroDivisionError), locked(tmp_path / "other" / "run", "busy"):
+        raise ZeroDivisionError
+    assert names(tmp_path) == ["deep"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot write"), locked(tmp_path / "file" / "run", "busy"):
+        pass
+
+
+def test_a_lock_that_was_removed_is_no_lock(tmp_path, monkeypatch):
+    """Between opening the file and locking it, the one who had the lock may remove the file."""
+    import fcntl
+
+    take = fcntl.flock
+
+    def late(handle, how):
+        if (tmp_path / ".run.lock").exists() and not hasattr(late, "done"):
+            late.done = (tmp_path / ".run.lock").unlink()
+        take(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with locked(tmp_path / "run", "busy"):
+        assert names(tmp_path) == [".run.lock"]
+        with pytest.raises(RunError, match=r"^busy$"), locked(tmp_path / "run", "busy"):
+            pass
+
+
+LOCKING = """
+import sys
+from pathlib import Path
+from asymrec.errors import RunError
+from asymrec.files import locked
+
+done, counter = 0, Path(sys.argv[1]) / "counter"
+while done < 200:
+    try:
+        with locked(Path(sys.argv[1]) / "run", "busy"):
+            counter.write_text(str(int(counter.read_text()) + 1))
+            done += 1
+    except RunError as error:
+        assert str(error) == "busy", error
+"""
+
+
+def test_many_who_want_a_lock_have_it_one_after_another(tmp_path):
+    (tmp_path / "counter").write_text("0")
+    crowd = [subprocess.Popen([sys.executable, "-c", LOCKING, tmp_path], stderr=subprocess.PIPE) for _ in range(3)]
+    assert [each.communicate()[1] for each in crowd] == [b""] * 3
+    assert (tmp_path / "counter").read_text() == "600"
+
+
 def test_checksum_is_sha256(tmp_path):
     (tmp_path / "file").write_bytes(b"abc")  # FIPS 180-2, example B.1
     assert checksum(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
@@ -226,7 +306,7 @@ def test_wheel_files_refuse_and_leave_nothing(index):
 
 def test_without_pip_the_error_says_so(index, monkeypatch, tmp_path):
     python = tmp_path / "python"
-    python.write_text("#!/bin/sh\necho \"$0: No module named pip\" >&2\nexit 1\n")
+    python.write_text('#!/bin/sh\necho "$0: No module named pip" >&2\nexit 1\n')
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     with pytest.raises(DataError, match="this environment has no pip"):

@@ -284,10 +284,11 @@ def test_one_fit_at_a_time(data, tmp_path):
         error = None
 
         def stage(self, text: str) -> None:
-            if text.startswith("train"):
-                for flags in ({"resume": True}, {"overwrite": True}):
+            if text.startswith(("read the tables", "train")):
+                for flags in ({}, {"resume": True}, {"overwrite": True}):
                     with pytest.raises(RunError, match="another process is fitting"):
                         fit_run(data, tmp_path / "run", recipe(), **flags)
+            if text.startswith("train"):
                 raise Stop
 
     with pytest.raises(Stop):
@@ -310,6 +311,14 @@ def test_folders_in_the_way_are_refused(data, run, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="is a file"):
         fit_run(data, tmp_path / "file" / "run", recipe())
+
+
+def test_a_mount_cannot_be_exchanged(data, tmp_path, monkeypatch):
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "disk")
+    with pytest.raises(RunError, match="it is a mount; name a folder in it"):
+        fit_run(data, tmp_path / "disk", recipe())
+    assert contents(tmp_path) == ["disk"]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "catalogue.parquet", "vectors.safetensors", "config.yaml", "dataset/offsets.npy"])

@@ -228,6 +228,7 @@ def test_another_file_is_not_taken_for_a_store(run, tmp_path):
         ({"sold": "2024-01-04"}, "column 'sold' must be list<"),
         ({"sold": ["soon"]}, "column 'sold' must be list<"),
         ({"small": 2.7}, "column 'small' must be int8: found '2.7'"),
+        ({"small": 10**400}, "column 'small' must be int8"),
         ({"small": True}, "column 'small' must be int8: found 'True'"),
         ({"weight": True}, "column 'weight' must be float: found 'True'"),
         ({"title": 3}, "column 'title' must be string"),

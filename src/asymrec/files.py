@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, checksums, the cache folder, files out of wheels.
+"""Files that are whole or not there: atomic writes, locks, checksums, the cache folder, files out of wheels.
 
 A file or folder is built under a hidden name beside its own, brought to the disk (fsync) and put in place in one step.
 Whatever happens before that step leaves the old content; whatever happens after it leaves the new.
@@ -20,6 +20,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from asymrec.errors import AsymrecError, DataError, RunError
 
@@ -44,6 +45,7 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         if not os.path.lexists(temporary):
             raise RunError(f"cannot write {path}: nothing was built")
+        _open_up(temporary)
         _sync(temporary)
         _put(temporary, path)
         done = True
@@ -60,9 +62,52 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         if not done:
             _remove(temporary)
-            for folder in reversed(made):
-                with suppress(OSError):
-                    folder.rmdir()
+            _remove_empty(made)
+
+
+@contextmanager
+def locked(path: str | os.PathLike, busy: str) -> Iterator[None]:
+    """One process at a time for what is at `path`, or will be. The lock is on a hidden file beside it, which no exchange of `path` touches
+    and which is gone afterwards; the system drops the lock with the process, however it ends.
+
+    Raises RunError: with `busy` as its text where another has the lock; or the file cannot be made.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    path = Path(os.path.realpath(path))
+    lock, made = path.with_name(f"{_mark(path)}lock"), []
+    try:
+        _make_folders(path.parent, made)
+        handle = _lock(lock, fcntl, busy)
+    except OSError as error:
+        _remove_empty(made)
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from None
+    try:
+        yield
+    finally:
+        _remove(lock)  # before the lock is let go: whoever waits with this file open sees that it is no longer there
+        os.close(handle)
+        _remove_empty(made)
+
+
+def _lock(path: Path, fcntl: Any, busy: str) -> int:
+    """The descriptor that has the lock of the file that is at `path`."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise RunError(busy) from None
+        except OSError:  # a file system without locks
+            return handle
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                return handle
+        os.close(handle)  # who had it before has removed the file between the two steps
 
 
 def recover(path: str | os.PathLike) -> None:
@@ -197,6 +242,13 @@ def _make_folders(folder: Path, made: list[Path]) -> None:
         made.append(each)
 
 
+def _remove_empty(folders: list[Path]) -> None:
+    """Of the folders that `_make_folders` made, those in which nothing has come to be."""
+    for folder in reversed(folders):
+        with suppress(OSError):
+            folder.rmdir()
+
+
 def _wrapped(error: Exception) -> str | None:
     """The system's refusal to write that a compiled writer (safetensors) has put into an error type of its own, as `(os error 28)`."""
     number = re.search(r"os error (\d+)", str(error))
@@ -210,6 +262,22 @@ def _remove(path: Path) -> None:
     else:
         with suppress(OSError):
             path.unlink()
+
+
+def _open_up(path: Path) -> None:
+    """Compiled writers (safetensors) make files that their owner alone may read: they get the mode of any other new file."""
+    files = [Path(folder, name) for folder, _, names in os.walk(path) for name in names] if path.is_dir() else [path]
+    closed = [file for file in files if file.lstat().st_mode & 0o777 == 0o600 and not file.is_symlink()]
+    if closed:
+        sample = path.with_name(f"{path.name}.mode")  # only so is the umask known without changing it for other threads
+        try:
+            handle = os.open(sample, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            mode = os.fstat(handle).st_mode & 0o777
+            os.close(handle)
+        finally:
+            _remove(sample)
+        for file in closed:
+            file.chmod(mode)
 
 
 def _sync(path: Path) -> None:

@@ -16,8 +16,7 @@ import inspect
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,7 @@ from asymrec.config import Recipe
 from asymrec.data import Dataset
 from asymrec.errors import AsymrecError, ConfigError, DataError, EvaluationError, RunError
 from asymrec.evaluation import Evaluation, paired_bootstrap
-from asymrec.files import atomic, recover
+from asymrec.files import atomic, locked, recover
 from asymrec.progress import Clock
 from asymrec.training.listener import Listener
 from asymrec.version import __version__
@@ -84,53 +83,9 @@ def fit_run(
         _same(folder, "run", about, Recipe.read(folder / "config.yaml"), (model, data, on), recipe)
         listener.stage(f"{folder} is finished: nothing to resume")
         return facts
-    clock = Clock(listener)
-    if resume and state == "unfinished":
-        with locked(folder):
-            work = _take_up(folder, recipe, model, data, on)
-            clock.keep_at(folder / CHECKPOINT / "seconds.json")
-            clock.stage(f"resume the fit in {folder}, with its data and settings")
-            return _finish(work, folder, clock)
-
-    _refuse(folder, state, overwrite)
     _refuse_unwritable(folder)
-    clock.stage("read the tables")
-    dataset = Dataset.read(data, items, config=recipe.data)
-
-    from asymrec.device import choose_device, choose_precision
-    from asymrec.results import split_of
-    from asymrec.vectors import item_vectors
-
-    recommender = find_model(model or "asymrec")(recipe)
-    recipe = recommender.recipe  # with the model's own defaults
-    # `auto` is measured: what was chosen is kept, so that a fit that goes on elsewhere or later computes the same
-    precision = str(choose_precision(recipe.training.precision, choose_device(recipe.training.device))).removeprefix("torch.")
-    for note in dataset.notes:
-        listener.stage(f"note: {note}")
-    split = split_of(dataset, recipe)
-    if left_out := split.left_out:
-        untied = recipe.data.split == "untied"
-        why = "fewer than three times: trained on, not tested" if untied else "too few interactions for the split: only recommended to"
-        listener.stage(f"note: {left_out:,} of {dataset.n_users:,} users have {why}")
-    vectors = None
-    if recommender.reads_vectors():
-        clock.stage(f"vectors of {dataset.n_items:,} items")
-        vectors = item_vectors(dataset, recipe.vectors, split.train)
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"precision": precision})})
-    work = _Work(recommender.name, recipe, dataset, vectors, _name(data), on or "test")
-    _begin(folder, work)
-    try:
-        with locked(folder):
-            clock.keep_at(folder / CHECKPOINT / "seconds.json")
-            return _finish(work, folder, clock)
-    except AsymrecError as error:
-        if not isinstance(error, RunError):  # the input is at fault and going on would not help
-            shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
-            for path in missing:
-                with suppress(OSError):
-                    path.rmdir()
-        raise
+    with locked(folder, f"another process is fitting in {folder}"):
+        return _fit(data, folder, recipe, items, model, resume, overwrite, on, listener)
 
 
 def evaluate_run(folder: str | Path, listener: Listener = QUIET, *, on: str | None = None) -> dict[str, Any]:
@@ -228,6 +183,64 @@ class _Work:
     part: str
 
 
+def _fit(
+    data: Any,
+    folder: Path,
+    recipe: Recipe,
+    items: Any,
+    model: str | None,
+    resume: bool,
+    overwrite: bool,
+    on: str | None,
+    listener: Listener,
+) -> dict[str, Any]:
+    """`fit_run` of who has the folder to himself."""
+    state, clock = _state(folder), Clock(listener)
+    if resume and state == "unfinished":
+        work = _take_up(folder, recipe, model, data, on)
+        clock.keep_at(folder / CHECKPOINT / "seconds.json")
+        clock.stage(f"resume the fit in {folder}, with its data and settings")
+        return _finish(work, folder, clock)
+
+    _refuse(folder, state, overwrite)
+    clock.stage("read the tables")
+    dataset = Dataset.read(data, items, config=recipe.data)
+
+    from asymrec.device import choose_device, choose_precision
+    from asymrec.results import split_of
+    from asymrec.vectors import item_vectors
+
+    recommender = find_model(model or "asymrec")(recipe)
+    recipe = recommender.recipe  # with the model's own defaults
+    # `auto` is measured: what was chosen is kept, so that a fit that goes on elsewhere or later computes the same
+    precision = str(choose_precision(recipe.training.precision, choose_device(recipe.training.device))).removeprefix("torch.")
+    for note in dataset.notes:
+        listener.stage(f"note: {note}")
+    split = split_of(dataset, recipe)
+    if left_out := split.left_out:
+        untied = recipe.data.split == "untied"
+        why = "fewer than three times: trained on, not tested" if untied else "too few interactions for the split: only recommended to"
+        listener.stage(f"note: {left_out:,} of {dataset.n_users:,} users have {why}")
+    vectors = None
+    if recommender.reads_vectors():
+        clock.stage(f"vectors of {dataset.n_items:,} items")
+        vectors = item_vectors(dataset, recipe.vectors, split.train)
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"precision": precision})})
+    work = _Work(recommender.name, recipe, dataset, vectors, _name(data), on or "test")
+    _begin(folder, work)
+    try:
+        clock.keep_at(folder / CHECKPOINT / "seconds.json")
+        return _finish(work, folder, clock)
+    except AsymrecError as error:
+        if not isinstance(error, RunError):  # the input is at fault and going on would not help
+            shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+            for path in missing:
+                with suppress(OSError):
+                    path.rmdir()
+        raise
+
+
 def _state(folder: Path) -> str:
     """`nothing`, `unfinished`, `finished` or `foreign`. An overwrite that was interrupted is unfinished."""
     recover(folder)
@@ -255,8 +268,6 @@ def _refuse(folder: Path, state: str, overwrite: bool) -> None:
         strange = sorted(path.name for path in folder.iterdir() if path.name not in PARTS and not path.name.startswith("."))
         if strange:
             raise RunError(f"{folder} holds {strange[0]}, which is no part of a run: move it before overwriting")
-        with locked(folder):
-            pass
 
 
 def _refuse_unwritable(folder: Path) -> None:
@@ -266,6 +277,8 @@ def _refuse_unwritable(folder: Path) -> None:
         raise RunError(f"cannot write {folder}: {above} is a file")
     if not os.access(above, os.W_OK | os.X_OK):
         raise RunError(f"cannot write {folder}: no permission in {above}")
+    if os.path.ismount(folder):  # what is built beside it could not take its place
+        raise RunError(f"cannot write {folder}: it is a mount; name a folder in it")
 
 
 def _check_part(on: str | None) -> None:
@@ -354,31 +367,6 @@ def _finish(work: _Work, folder: Path, clock: Clock) -> dict[str, Any]:
         recommender.write(temporary)
         write_results(temporary, recommender, facts, evaluations, log)
     return facts
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One fit at a time in a folder. The system drops the lock with the process, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    place = folder / CHECKPOINT
-    if not place.exists():
-        yield
-        return
-    handle = os.open(place, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"another process is fitting in {folder}") from None
-        except OSError:
-            pass  # a file system without locks
-        yield
-    finally:
-        os.close(handle)
 
 
 def _ranks(folder: Path) -> tuple[Dataset, Evaluation]:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from asymrec.config import Recipe
 from asymrec.data import Dataset
 from asymrec.errors import AsymrecError, ConfigError, DataError, RunError
-from asymrec.files import atomic, checksum, recover
+from asymrec.files import atomic, checksum, locked, recover
 from asymrec.models import Recommender
 from asymrec.pipeline.pipeline import CHECKPOINT, FILES, FORMAT, Pipeline, read_pipeline
 from asymrec.pipeline.stages import evaluated, measured
@@ -24,7 +24,7 @@ from asymrec.ranking import Ranker, Schema, Tables
 from asymrec.ranking.asked import Asked, actions_of, schema_of, training_impressions, with_codes, with_nobody
 from asymrec.ranking.ranker import find_ranker
 from asymrec.results import split_of
-from asymrec.runs import find_model, fit_run, locked
+from asymrec.runs import find_model, fit_run
 from asymrec.training.listener import Listener
 from asymrec.training.loop import QUIET
 from asymrec.version import __version__
@@ -64,16 +64,30 @@ def fit_pipeline(
     Raises RunError: the folder is in the way or damaged. ConfigError, DataError: nothing of what was there is lost.
     """
     folder = Path(folder)
-    work = folder / CHECKPOINT
-    recover(folder)
     if resume and overwrite:
         raise ConfigError("--resume goes on with a fit, --overwrite begins anew: give one of them")
+    with locked(folder, f"another process is fitting in {folder}"):
+        asked = {"model": model, "ranker": ranker, "candidates": candidates, "codes": codes, "settings": settings or None}
+        return _fit(data, folder, recipe, asked, schema, resume, overwrite, listener)
+
+
+def _fit(
+    data: str | Path | None,
+    folder: Path,
+    recipe: Recipe | None,
+    asked: dict[str, Any],
+    schema: str | Path | None,
+    resume: bool,
+    overwrite: bool,
+    listener: Listener,
+) -> dict[str, Any]:
+    """`fit_pipeline` of who has the folder to himself. asked: the other arguments, None where nothing is asked for."""
+    work = folder / CHECKPOINT
+    recover(folder)
     finished, begun = (folder / "pipeline.json").exists(), (work / "pipeline.json").exists()
     if resume and finished and not begun:
-        facts = read_pipeline(folder)
-        asked = {"ranker": ranker, "candidates": candidates, "codes": codes, "settings": settings or None}
-        asked |= {"retrieval": model, "data": None if data is None else Path(data).resolve().name}
-        _same(facts, asked, "pipeline")
+        facts, model = read_pipeline(folder), asked.pop("model")
+        _same(facts, asked | {"retrieval": model, "data": None if data is None else Path(data).resolve().name}, "pipeline")
         fit_run(data, folder / "retrieval", recipe, model=model, resume=True)  # is there: its settings are compared
         listener.stage(f"{folder} is finished: nothing to resume")
         return facts
@@ -89,17 +103,16 @@ def fit_pipeline(
         if schema is not None:
             raise ConfigError("the interrupted fit has its schema: leave it out to resume")
         given = recipe.model_dump(mode="json", exclude_unset=True) if recipe else {}
-        asked = {"model": model, "ranker": ranker, "candidates": candidates, "codes": codes}
-        asked["data"] = None if data is None else str(Path(data).resolve())
-        _same(_about(work), asked | {"settings": settings or None, "recipe": given or None}, "interrupted fit")
+        _same(
+            _about(work), asked | {"data": None if data is None else str(Path(data).resolve()), "recipe": given or None}, "interrupted fit"
+        )
     else:
         if data is None:
             raise RunError("DATA is missing: the folder to fit on")
-        with locked(folder):
-            count = CANDIDATES if candidates is None else candidates
-            _begin(data, work, recipe or Recipe(), model, ranker or RANKER, settings or {}, count, bool(codes), schema)
-    with locked(folder):
-        return _finish(folder, work, listener)
+        count = CANDIDATES if asked["candidates"] is None else asked["candidates"]
+        chosen = asked["model"], asked["ranker"] or RANKER, asked["settings"] or {}, count, bool(asked["codes"])
+        _begin(data, work, recipe or Recipe(), *chosen, schema)
+    return _finish(folder, work, listener)
 
 
 def _same(about: dict[str, Any], asked: dict[str, Any], what: str) -> None:

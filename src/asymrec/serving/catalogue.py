@@ -7,7 +7,7 @@ get, in that order: what was acknowledged is on the disk, and what is on the dis
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from threading import RLock
@@ -40,18 +40,36 @@ class Catalogue:
         Raises DataError: columns or types that the item table does not have, an id twice. PlacingError: no text or vector.
         """
         items = list(items)
-        if not items:
-            return self.snapshot
-        run = self.snapshot.run
-        _refuse_misfits(run, items)
-        puts, described = place(run, items)
+        return self._put(lambda _: items) if items else self.snapshot
+
+    def patch(self, item: str, columns: dict[str, Any]) -> Snapshot:
+        """Change some columns of an item. Raises UnknownIdError: not there, or retired; else as `put`."""
+
+        def described(snapshot: Snapshot) -> list[tuple[Any, dict[str, Any]]]:
+            row = snapshot.row(item)
+            if not snapshot.live[row]:
+                raise UnknownIdError(f"item {item!r} is retired: put it anew")
+            return [(snapshot.ids[row], snapshot.record(row) | columns)]
+
+        self.follow()
+        return self._put(described)
+
+    def _put(self, asked: Callable[[Snapshot], list[tuple[Any, dict[str, Any]]]]) -> Snapshot:
+        """asked: the items, given the version before. They are placed before the turn, which is not to wait for an encoder; anew in it
+        only if another writer has changed what they are made of, or another run came."""
+
+        def placed(snapshot: Snapshot) -> tuple[Run, list[tuple[Any, dict[str, Any]]], dict[str, Put], pa.Table]:
+            items = asked(snapshot)
+            _refuse_misfits(snapshot.run, items)
+            return snapshot.run, items, *place(snapshot.run, items)
+
+        run, items, puts, described = placed(self.snapshot)
         with self._turn:
-            if self.snapshot.run is not run:  # another run came meanwhile
-                run = self.snapshot.run
-                puts, described = place(run, items)
-            records = {str(own): record for own, record in items}
             with self.store.writing() as writing:
                 self._catch_up(writing.connection, writing.version)
+                if self.snapshot.run is not run or asked(self.snapshot) != items:
+                    run, items, puts, described = placed(self.snapshot)
+                records = {str(own): record for own, record in items}
                 coded = _coded(self.snapshot, puts)
                 change = [Change("put", item, records[item], vector=put.vector, codes=put.codes) for item, put in coded.items()]
                 after = self.snapshot.changed(writing.version + 1, coded, described, set())
@@ -59,27 +77,19 @@ class Catalogue:
             self.snapshot = after
             return after
 
-    def patch(self, item: str, columns: dict[str, Any]) -> Snapshot:
-        """Change some columns of an item. Raises UnknownIdError: not there, or retired; else as `put`."""
-        with self._turn:
-            snapshot = self.snapshot
-            row = snapshot.row(item)
-            if not snapshot.live[row]:
-                raise UnknownIdError(f"item {item!r} is retired: put it anew")
-            return self.put([(snapshot.ids[row], snapshot.record(row) | columns)])
-
     def retire(self, items: Iterable[str]) -> Snapshot:
         """From now on these are not recommended; in histories they stay. Raises UnknownIdError."""
         items = list(dict.fromkeys(items))
-        with self._turn, self.store.writing() as writing:
-            self._catch_up(writing.connection, writing.version)
-            for item in items:
-                if not self.snapshot.live[self.snapshot.row(item)]:
-                    raise UnknownIdError(f"item {item!r} is retired already")
-            writing.add(self.snapshot.run.identity, [Change("retire", item) for item in items])
-            after = self.snapshot.changed(writing.version + 1, {}, self.snapshot.table[:0], set(items))
-        self.snapshot = after
-        return after
+        with self._turn:
+            with self.store.writing() as writing:
+                self._catch_up(writing.connection, writing.version)
+                for item in items:
+                    if not self.snapshot.live[self.snapshot.row(item)]:
+                        raise UnknownIdError(f"item {item!r} is retired already")
+                writing.add(self.snapshot.run.identity, [Change("retire", item) for item in items])
+                after = self.snapshot.changed(writing.version + 1, {}, self.snapshot.table[:0], set(items))
+            self.snapshot = after
+            return after
 
     def roll_back(self, version: int) -> Snapshot:
         """Make the catalogue what it was at a version, as a new version. Raises ConfigError: no such version."""
@@ -90,8 +100,7 @@ class Catalogue:
                     raise ConfigError(f"there is no version {version}: the latest is {writing.version}")
                 run = self.snapshot.run
                 writing.add(run.identity, [Change("rollback", target=version)])
-                known = self.store.changes(run.identity, connection=writing.connection)
-                after = self._replayed(run, known)
+                after = self._replayed(run, writing.connection)
             self.snapshot = after
             return after
 
@@ -124,27 +133,27 @@ class Catalogue:
         run = self.snapshot.run
         new = self.store.changes(run.identity, after=self.snapshot.version, connection=connection)
         if any(change.kind == "rollback" for change in new):
-            self.snapshot = self._replayed(run, self.store.changes(run.identity, connection=connection))
+            self.snapshot = self._replayed(run, connection)
         else:
-            self.snapshot = self._applied(self.snapshot, new)
+            self.snapshot = self._applied(self.snapshot, new, connection)
 
-    def _replayed(self, run: Run, known: list[Change] | None = None) -> Snapshot:
-        """The run's own items, then all changes in the store that still count."""
-        known = self.store.changes(run.identity) if known is None else known
+    def _replayed(self, run: Run, connection: Any = None) -> Snapshot:
+        """The run's own items, then all changes in the store that still count. connection: of who has the turn."""
+        known = self.store.changes(run.identity, connection=connection)
         try:
-            snapshot = self._applied(Snapshot.of(run), surviving(known))
+            snapshot = self._applied(Snapshot.of(run), surviving(known), connection)
         except PlacingError as error:
             hint = "serve a run whose model can place them, or give another store"
             raise PlacingError(f"the store {self.store.name} holds items that were put into an earlier run, and {error}: {hint}") from None
         return replace(snapshot, version=known[-1].version if known else 0)
 
-    def _applied(self, snapshot: Snapshot, changes: list[Change]) -> Snapshot:
+    def _applied(self, snapshot: Snapshot, changes: list[Change], connection: Any) -> Snapshot:
         if not changes:
             return snapshot
         run, version = snapshot.run, changes[-1].version
         final = {change.item: change for change in changes}  # of each item the last word
         retired = {item for item, change in final.items() if change.kind == "retire"}
-        puts = [change for change in final.values() if change.kind == "put"]
+        puts = list({change.item: change for change in changes if change.kind == "put"}.values())  # of the retired too: histories hold them
         known = [change for change in puts if change.vector is not None]
         if known:
             described = item_lines(run, [(change.item, change.record) for change in known])
@@ -156,7 +165,7 @@ class Catalogue:
             made = _coded(snapshot, made)
             log.info("placed %d items of the store", len(missing))
             kept = [replace(change, vector=made[change.item].vector, codes=made[change.item].codes) for change in missing]
-            self.store.keep_placements(run.identity, kept)
+            self.store.keep_placements(run.identity, kept, connection)
             snapshot = snapshot.changed(version, made, described, set())
         return snapshot.changed(version, {}, snapshot.table[:0], retired)
 
@@ -248,7 +257,7 @@ def _fits(value: Any, kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return isinstance(value, dict) and all(name in kind.names and _fits(each, kind.field(name).type) for name, each in value.items())
     if pa.types.is_integer(kind):
-        return number and float(value).is_integer()
+        return number and (isinstance(value, int) or value.is_integer())
     return number or not pa.types.is_floating(kind)
 
 

@@ -12,7 +12,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,10 +160,6 @@ class Store:
             found[user].append((item, when))
         return {user: found[user][-KEPT:] for user in wanted}
 
-    def count_events(self) -> int:
-        with self.engine.connect() as connection:
-            return connection.execute(sa.select(sa.func.count()).select_from(events)).scalar_one()
-
     def forget(self, user: str) -> int:
         with self.engine.begin() as connection:
             return connection.execute(events.delete().where(events.c.user == user)).rowcount
@@ -230,12 +226,12 @@ class Store:
                 for v, made, put, gone, back in connection.execute(query)
             ]
 
-    def keep_placements(self, run: str, placed: list[Change]) -> None:
-        """Remember what a run makes of changes that are there already."""
+    def keep_placements(self, run: str, placed: list[Change], connection: sa.Connection | None = None) -> None:
+        """Remember what a run makes of changes that are there already; piece by piece, or by the connection of who has the turn."""
         for start in range(0, len(placed), PLACED_AT_ONCE):
-            with self.engine.begin() as connection:
+            with self.engine.begin() if connection is None else nullcontext(connection) as through:
                 rows = [_placement(run, change) for change in placed[start : start + PLACED_AT_ONCE]]
-                connection.execute(self._insert(placements).on_conflict_do_nothing(), rows)
+                through.execute(self._insert(placements).on_conflict_do_nothing(), rows)
 
     # Keys
 
