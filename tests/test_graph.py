@@ -55,6 +55,17 @@ def test_a_beam_as_wide_as_the_catalogue_is_exact_search(problem, queries):
     np.testing.assert_allclose(graph.scores(tables, beam=2 * N, steps=1), score_codes(tables, index.codes), rtol=1e-5)
 
 
+def test_retired_items_are_passed_and_not_found(problem):
+    index, tables, _, graph = problem
+    first, _, _ = graph.search(tables, 1, beam=N, steps=0)
+    without = index.retire(np.unique(first))
+    walked = CodeGraph(without, graph.neighbours)
+    rows, _, visited = walked.search(tables, 20, beam=N, steps=0)
+    assert not np.isin(rows, first).any() and (visited == N).all()
+    assert recall(rows, without.search(tables, 20)[0]) > 0.999
+    assert np.isneginf(walked.scores(tables, beam=N, steps=0)[:, np.unique(first)]).all()
+
+
 def test_recall_rises_with_beam_and_steps_and_few_items_are_visited(problem):
     index, tables, _, graph = problem
     exact, _ = index.search(tables, 10)

@@ -20,10 +20,10 @@ def summary(facts: dict[str, Any]) -> str:
     others = {name: found[protocol] for name, found in metrics.items() if name != own and protocol in found}
     sentences = [_opening(facts, own, metrics[own], mine[recall], k)]
     if others:
-        sentences.append(_against(facts, own, mine, others, ndcg, k, protocol))
+        sentences.append(_against(facts, mine, others, ndcg, k, protocol))
     if protocol == "kept" and "removed" in metrics[own]:
         sentences.append(_removed(metrics, own, ndcg))
-    sentences += [_reach(mine, others, k), _weak(metrics[own], protocol, ndcg), _codes(facts.get("codebook")), _training(facts)]
+    sentences += [_reach(mine, k), _weak(metrics[own], protocol, ndcg), _codes(facts.get("codebook")), _training(facts)]
     return " ".join(sentence for sentence in sentences if sentence)
 
 
@@ -67,7 +67,7 @@ def _opening(facts: dict, own: str, found: dict, recall: float, k: int) -> str:
     return f"{place} puts {percent(recall)} of a user's held-out items {among}, on average over {users}."
 
 
-def _against(facts: dict, own: str, mine: dict, others: dict, ndcg: str, k: int, protocol: str) -> str:
+def _against(facts: dict, mine: dict, others: dict, ndcg: str, k: int, protocol: str) -> str:
     rival = max(others, key=lambda name: others[name][ndcg])
     ours, theirs = mine[ndcg], others[rival][ndcg]
     figures = f"NDCG@{k} {ours:.4f} against {theirs:.4f}"
@@ -109,7 +109,7 @@ def _removed(metrics: dict, own: str, ndcg: str) -> str:
     return ""
 
 
-def _reach(mine: dict, others: dict, k: int) -> str:
+def _reach(mine: dict, k: int) -> str:
     if f"coverage@{k}" not in mine:
         return ""
     return f"Its lists of {k} reach {percent(mine[f'coverage@{k}'])} of the catalogue."

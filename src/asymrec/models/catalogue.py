@@ -101,7 +101,7 @@ class CatalogueModel(Trained):
     def _softmax(self, states: Tensor, inputs: Sequences, goals: np.ndarray) -> Tensor:
         network, training, device = self.network, self.recipe.training, self.device
         sampled = len(self._counts) > training.full_softmax
-        sample = sample_candidates(goals, self._counts, training.negatives) if sampled else None
+        sample = sample_candidates(goals, self._target_counts, training.negatives) if sampled else None
         with self._autocast():
             table, bias = network.head.items(None if sample is None else torch.from_numpy(sample.rows).to(device))
         at_target = None

@@ -15,7 +15,7 @@ from asymrec.models.catalogue import CatalogueModel
 from asymrec.retrieval.filters import Bitmap
 from asymrec.retrieval.index import CodeIndex
 
-SEARCHED = 50_000  # items from which a search beats scoring them all; at 100,000 it takes a tenth of a product's time
+SEARCHED = 50_000  # items from which a search beats scoring them all, where it is fast
 AT_ONCE = 256  # histories whose tables exist at one time
 
 
@@ -36,9 +36,16 @@ class CodedModel(CatalogueModel):
         """Whether the items' order is that of codes at all."""
         return True
 
+    def _fast(self) -> bool:
+        """Whether a search takes less than a product with the items' vectors: sums of bytes by plain loops do not."""
+        from asymrec.retrieval import scan  # compiled: imported by who needs it
+
+        return not self._compares_items() or (scan.VBMI and max(self.quantizer.codebook_sizes) <= 256)
+
     def best(self, histories: Sequences, k: int, barred: np.ndarray | None, exclude_seen: bool) -> tuple[np.ndarray, np.ndarray]:
         again = self.network.repeat is not None and not exclude_seen  # items of a history have another score than their codes say
-        if len(self._popularity) < SEARCHED or not self.searches() or again or not histories.lengths.all() or not len(histories):
+        searches = len(self._popularity) >= SEARCHED and self.searches() and self._fast()
+        if not searches or again or not histories.lengths.all() or not len(histories):
             return super().best(histories, k, barred, exclude_seen)
         if self._index is None:
             codes = self._prepared["codes"]

@@ -164,6 +164,8 @@ class Trained(Recommender):
         if not len(pieces):
             raise DataError("nothing to train on: no user has two interactions in the training part")
         self._counts = split.train_counts(n_items)
+        first = pieces.items[pieces.offsets[:-1]]  # read, and no target
+        self._target_counts = np.bincount(pieces.items, minlength=n_items) - np.bincount(first, minlength=n_items)
         vectors = None if vectors is None else checked(vectors, n_items)
         found = prepared.load() if prepared else None
         if found is None:

@@ -48,9 +48,9 @@ class HSTULayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, s: Stream, static: bool, start: int) -> Stream:
-        M, T = s.static.shape[1], s.columns.shape[1]
+        M = s.static.shape[1]
         x = torch.cat([s.static, s.columns, s.targets], 1)
-        keep = kept(M, T, x.shape[1], static, start, x.device)
+        keep = kept(M, x.shape[1], static, start, x.device)
         u, v, q, k = F.silu(self.uvqk(self.norm(x))).unflatten(-1, (4, self.heads, -1)).permute(2, 0, 3, 1, 4)
         u, q = u[:, :, keep], q[:, :, keep]
         mask = full_mask(s)[:, :, keep].to(x.dtype)
@@ -93,7 +93,7 @@ class MixedLayer(nn.Module):
     def forward(self, s: Stream, static: bool, start: int) -> Stream:
         M, T = s.static.shape[1], s.columns.shape[1]
         x = torch.cat([s.static, s.columns, s.targets], 1)
-        keep = kept(M, T, x.shape[1], static, start, x.device)
+        keep = kept(M, x.shape[1], static, start, x.device)
         q, k, v = self.qkv(self.norm_attention(x), M, T).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         rotary = Rotary(everywhere(s), q.shape[-1])
         q, k = rotary(q[:, :, keep], keep), rotary(k)

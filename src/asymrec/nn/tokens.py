@@ -85,7 +85,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, s: Stream, static: bool, start: int) -> Tensor:
         """x [B, M + T + K, d], the stream side by side -> [B, (M if static) + (T - start) + K, d]."""
         M, T = s.static.shape[1], s.columns.shape[1]
-        keep = kept(M, T, x.shape[1], static, start, x.device)
+        keep = kept(M, x.shape[1], static, start, x.device)
         rotary = Rotary(everywhere(s), x.shape[-1] // self.heads)
         k, v = self.key_value(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         k = rotary(k)
@@ -102,7 +102,7 @@ class Attention(nn.Module):
         M, T = s.static.shape[1], s.columns.shape[1]
         if self.window is None:
             mask = prefix_mask(M, s.valid)
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, :, kept(M, T, M + T, static, start, q.device)])
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, :, kept(M, M + T, static, start, q.device)])
         parts = []
         if static and M:
             alone = torch.ones(M, M, dtype=torch.bool, device=q.device).tril()
@@ -131,7 +131,7 @@ class Attention(nn.Module):
         return weights[..., :-1] @ v[:, :, begin : M + T] + weights[..., -1:] * v[:, :, M + T :]
 
 
-def kept(M: int, T: int, total: int, static: bool, start: int, device: torch.device) -> Tensor:
+def kept(M: int, total: int, static: bool, start: int, device: torch.device) -> Tensor:
     """Places of the stream that a layer puts out: static tokens or none, columns from `start`, all that follows."""
     return torch.cat([torch.arange(M if static else 0, device=device), torch.arange(M + start, total, device=device)])
 
@@ -204,11 +204,11 @@ class TokenLayer(nn.Module):
 
     def forward(self, s: Stream, static: bool, start: int) -> Stream:
         """static: whether static tokens are needed further on; start: the first column that is."""
-        M, T = s.static.shape[1], s.columns.shape[1]
+        M = s.static.shape[1]
         x = torch.cat([s.static, s.columns, s.targets], 1)
         normed = self.norm_attention(x)
         attended = self.attention(normed, s, static, start)
-        keep = kept(M, T, x.shape[1], static, start, x.device)
+        keep = kept(M, x.shape[1], static, start, x.device)
         if self.gate is not None:
             attended = torch.sigmoid(self.gate(normed[:, keep])) * attended
         x = x[:, keep] + self.dropout(attended)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from asymrec.retrieval.exact import Barred, allowed_rows, as_tables, floats, shares
+from asymrec.retrieval.exact import Barred, as_tables, floats, shares
 from asymrec.retrieval.index import CodeIndex
 from asymrec.threads import spread
 
@@ -88,8 +88,7 @@ class CodeGraph:
         tables, start = self._ready(tables, beam, steps, seed)
         b, n = len(tables), len(self.index)
         barred = Barred.of(exclude, b, n)
-        allowed = np.zeros(n, np.bool_)
-        allowed[allowed_rows(n, only, deny)] = True
+        allowed = self.index.allowed(only, deny).mask()
         rows, scores, visited = np.full((b, k), -1, np.int32), np.full((b, k), -np.inf, np.float32), np.empty(b, np.int32)
 
         def part(queries: slice) -> None:
@@ -102,7 +101,7 @@ class CodeGraph:
         return rows, scores, visited
 
     def scores(self, tables: Any, beam: int, steps: int, seed: int = 0) -> np.ndarray:
-        """The same walks: float32 [b, n], -inf for the items that were not visited."""
+        """The same walks: float32 [b, n], -inf for the items that were not visited or are retired."""
         from asymrec.retrieval import kernels
 
         tables, start = self._ready(tables, beam, steps, seed)
@@ -111,6 +110,7 @@ class CodeGraph:
             lambda queries: kernels.score_graph(tables[queries], self.codes, self.neighbours, start, steps, out[queries]),
             shares(len(tables)),
         )
+        out[:, ~self.index.alive.mask()] = -np.inf
         return out
 
     def _ready(self, tables: Any, beam: int, steps: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,6 @@ from starlette.concurrency import run_in_threadpool
 from asymrec.errors import RunError
 from asymrec.serving.store import Store
 
-SCOPES = ("read", "write")  # write includes read
 REMEMBERED = 5.0  # seconds until a key that was removed is refused everywhere
 MOST = 10_000  # keys in memory
 _bearer = HTTPBearer(auto_error=False, description="a key of `asymrec keys add`; none is needed where the server says so")

@@ -1,9 +1,10 @@
 """Collaborative vectors: what the training interactions say of an item, from the items that come before and after it.
 
-In words: T[a, b] counts how often b came within `WINDOW` places after a, less the further apart; M[a, b] = max(0, log(T[a, b] T.. /
-(T[a, .] T[., b]^0.75))), the positive pointwise mutual information with the power that keeps rare items from ruling it; its truncated
-singular value decomposition M = U S V^T gives item a the vector (U[a], V[a]) sqrt(S): how it is followed, and how it follows. Levy &
-Goldberg ("Neural Word Embedding as Implicit Matrix Factorization", NIPS 2014) show that item2vec learns the same; this takes seconds.
+In words: T[a, b] counts how often b came within `WINDOW` places after a, less the further apart; M[a, b] = max(0, log(T[a, b] Z /
+(T[a, .] T[., b]^0.75))), Z the sum of T[., b]^0.75 over b, is the positive pointwise mutual information with the power that keeps rare
+items from ruling it; its truncated singular value decomposition M = U S V^T gives item a the vector (U[a], V[a]) sqrt(S): how it is
+followed, and how it follows. Levy & Goldberg ("Neural Word Embedding as Implicit Matrix Factorization", NIPS 2014) show that item2vec
+learns the same; this takes seconds.
 
 An item without a pair in training has the zero vector, so a new item joins by its other views alone.
 """
