@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from asymrec.errors import QuantizerError
 from asymrec.quantize import MHQ, distinct
-from asymrec.quantize.distinct import combinations, identical, make_distinct
+from asymrec.quantize.distinct import combinations, hashes, identical, join, make_distinct
 
 small_codes = st.integers(1, 4).flatmap(lambda h: st.lists(st.lists(st.integers(0, 2), min_size=h, max_size=h), min_size=1, max_size=30))
 
@@ -32,11 +32,11 @@ def test_identical_ids_are_found(rows):
 def test_equal_hashes_of_different_ids_do_no_harm(rows):
     codes = np.array(rows, dtype=np.int32)
     expected = [group.tolist() for group in identical(codes)]
-    kept, distinct._hashes = distinct._hashes, lambda codes: np.zeros(len(codes), dtype=np.uint64)
+    kept, distinct.hashes = distinct.hashes, lambda codes: np.zeros(len(codes), dtype=np.uint64)
     try:
         assert [group.tolist() for group in identical(codes)] == expected
     finally:
-        distinct._hashes = kept
+        distinct.hashes = kept
 
 
 @given(small_codes)
@@ -53,6 +53,29 @@ def test_repair_changes_only_later_rows_and_is_complete(rows):
     assert (repaired[first] == codes[first]).all()
     assert (make_distinct(codes, vectors, any_other, "raise K") == repaired).all()
     assert (make_distinct(repaired, vectors, any_other, "raise K") == repaired).all()
+
+
+@given(small_codes, st.integers(0, 30))
+def test_items_that_join_get_free_ids_and_leave_those_that_are_there(rows, there):
+    codes = np.array(rows, dtype=np.int32)
+    vectors = codes.astype(np.float32)
+    if len(codes) > 3 ** codes.shape[1]:
+        return
+    there = min(there, len(codes))
+    held = make_distinct(codes[:there], vectors[:there], any_other, "raise K")
+    added = join(codes[there:], hashes(held), vectors[there:], any_other, "raise K")
+    together = np.concatenate([held, added])
+    assert len(np.unique(together, axis=0)) == len(codes)
+    known = {tuple(row) for row in held.tolist()}
+    for own, got in zip(codes[there:].tolist(), added.tolist()):  # the first who wants a free id has it
+        assert (got == own) == (tuple(own) not in known)
+        known |= {tuple(own), tuple(got)}
+
+
+def test_who_joins_when_ids_are_used_up_is_told():
+    held = np.arange(3, dtype=np.int32)[:, None]
+    with pytest.raises(QuantizerError, match="4 items cannot have distinct ids: raise K"):
+        join(held[:1], hashes(held), np.zeros((1, 2), np.float32), any_other, "raise K")
 
 
 costs = st.lists(st.lists(st.floats(0, 9, width=16), min_size=1, max_size=4), min_size=1, max_size=4)

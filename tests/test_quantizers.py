@@ -160,6 +160,25 @@ def test_a_catalogue_has_distinct_ids_and_first_rows_keep_theirs(make):
     assert (make(distinct=False).fit(vectors).catalogue(vectors) == raw).all()
 
 
+def test_items_that_join_a_catalogue(make):
+    vectors = np.repeat(clusters(150), 2, axis=0)  # every vector twice
+    quantizer = make().fit(vectors)
+    held, raw = quantizer.catalogue(vectors[::2]), quantizer.encode(vectors)
+    new = quantizer.beside(held, vectors[1::2])
+    assert new.dtype == np.int32 and len(np.unique(np.concatenate([held, new]), axis=0)) == len(vectors)
+    assert (new < np.array(quantizer.codebook_sizes)).all() and (new >= 0).all()
+    one_by_one = held
+    for vector in vectors[1::2]:
+        one_by_one = np.concatenate([one_by_one, quantizer.beside(one_by_one, vector[None])])
+    assert (one_by_one[len(held) :] == new).all()
+    assert (quantizer.beside(held[:0], vectors[:1]) == raw[:1]).all() and quantizer.beside(held, vectors[:0]).shape == (
+        0,
+        quantizer.n_codes,
+    )
+    quantizer.distinct = False
+    assert (quantizer.beside(held, vectors[1::2]) == raw[1::2]).all()
+
+
 def test_alternatives_begin_with_the_items_own_id(make):
     vectors = clusters()
     quantizer = make().fit(vectors)

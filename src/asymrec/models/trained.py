@@ -24,6 +24,7 @@ from asymrec.models.base import Recommender
 from asymrec.models.growing import Growing
 from asymrec.quantize import Quantizer
 from asymrec.quantize.base import matrix
+from asymrec.quantize.distinct import hashes
 from asymrec.tensors import prefixed, without_prefix
 from asymrec.training.checkpoint import Checkpoint
 from asymrec.training.listener import Listener
@@ -206,7 +207,7 @@ class Trained(Recommender):
         self._end(split)
 
     def _keep(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        self._prepared, self.report = tensors, values.get("report")
+        self._prepared, self.report, self._hashed = tensors, values.get("report"), None
         self._take(tensors)
 
     @property
@@ -244,11 +245,12 @@ class Trained(Recommender):
         return self._placer.vectors(items)
 
     def new_codes(self, vectors: np.ndarray) -> np.ndarray | None:
-        known, codes = self.catalogue()
+        codes = self.catalogue()[1]
         if codes is None:
             return None
-        both = np.concatenate([known, vectors]), np.concatenate([codes, self.quantizer.encode(vectors)])
-        return self.quantizer.catalogue(*both)[len(codes) :]
+        if self._hashed is None:
+            self._hashed = Growing(_hashes(codes))
+        return self.quantizer.beside(codes, vectors, self._hashed.rows.numpy().view(np.uint64))
 
     def _extended(self, vectors: np.ndarray, codes: np.ndarray | None) -> Trained:
         """A copy with what every trained model keeps of its items, longer by those of the new ones; the network is still the old one."""
@@ -258,6 +260,8 @@ class Trained(Recommender):
         old = {"popularity": torch.from_numpy(self._popularity)} | {name: self._prepared[name] for name in CATALOGUE if name in new}
         grown = getattr(self, "_grown", {})
         model._grown = grown | {name: grown.get(name, Growing(old[name])).then(rows) for name, rows in new.items()}
+        if self._hashed is not None:
+            model._hashed = self._hashed.then(_hashes(codes))
         model._popularity = model._grown["popularity"].rows.numpy()
         model._counts = np.concatenate([self._counts, np.zeros(len(vectors), np.int64)])
         model._prepared = self._prepared | {name: model._grown[name].rows for name in CATALOGUE if name in new}
@@ -294,6 +298,11 @@ def cut(sequences: Sequences, history: int) -> Sequences:
 def history_of(lengths: np.ndarray) -> int:
     """How many items to read where nothing is set: what holds 95 % of the histories, within bounds."""
     return int(np.clip(np.ceil(np.quantile(lengths, 0.95)), *HISTORY))
+
+
+def _hashes(codes: np.ndarray) -> Tensor:
+    """int64 [n], by which it is seen at a glance whether an id is taken."""
+    return torch.from_numpy(hashes(codes).view(np.int64))
 
 
 def checked(vectors: Any, n_items: int) -> np.ndarray:

@@ -97,6 +97,21 @@ class Quantizer:
         codes = self._encode(vectors) if codes is None else codes
         return make_distinct(codes, vectors, self._alternatives, self.remedy) if self.distinct else codes
 
+    def beside(self, held: np.ndarray, vectors: Any, hashed: np.ndarray | None = None) -> np.ndarray:
+        """The codes of items that join a catalogue, int32 [m, n_codes]: as `encode`, and with `distinct` no row is one of its codes `held`
+        [n, n_codes] or of another new item; who is there keeps his.
+
+        hashed: `distinct.hashes(held)` where it is at hand; then the time is that of looking through n numbers once or twice.
+        Raises as `encode`; QuantizerError: more items than ids.
+        """
+        from asymrec.quantize.distinct import hashes, join
+
+        vectors = matrix(vectors, self._fitted_width())
+        codes = self._encode(vectors)
+        if not self.distinct:
+            return codes
+        return join(codes, hashes(held) if hashed is None else hashed, vectors, self._alternatives, self.remedy)
+
     def report(self, vectors: Any, codes: np.ndarray | None = None) -> dict[str, Any]:
         """How good the codes of a catalogue are, ready for JSON: see `report.py`. `codes` defaults to `catalogue(vectors)`."""
         from asymrec.quantize.report import report

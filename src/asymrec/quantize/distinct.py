@@ -20,9 +20,9 @@ LEADERS = 32  # different vectors of one id that each get an enumeration of thei
 
 def identical(codes: np.ndarray) -> list[np.ndarray]:
     """Groups of rows with an identical id, each ascending, by their first row; ids that one row has are left out."""
-    hashes = _hashes(codes)
-    order = np.argsort(hashes, kind="stable")
-    ranked = hashes[order]
+    hashed = hashes(codes)
+    order = np.argsort(hashed, kind="stable")
+    ranked = hashed[order]
     same = ranked[1:] == ranked[:-1]
     starts = np.flatnonzero(np.diff(np.concatenate(([False], same, [False])).astype(np.int8)) == 1)
     ends = np.flatnonzero(np.diff(np.concatenate(([False], same, [False])).astype(np.int8)) == -1) + 1
@@ -49,7 +49,7 @@ def make_distinct(
     codes = codes.copy()
     if not groups:
         return codes
-    taken, fresh, factors = np.sort(_hashes(codes)), set(), _factors(codes.shape[1])
+    taken, fresh, factors = np.sort(hashes(codes)), set(), _factors(codes.shape[1])
     for rows in groups:
         enumerations: dict[int, Iterator[Sequence[int]]] = {}  # by leader: items of the same vector go on where the last one stopped
         for row, leader in sorted(_leaders(rows, vectors)):
@@ -64,6 +64,41 @@ def make_distinct(
                     break
             else:
                 raise QuantizerError(f"{len(codes)} items cannot have distinct ids: {remedy}")
+    return codes
+
+
+def join(
+    codes: np.ndarray,
+    hashed: np.ndarray,
+    vectors: np.ndarray,
+    alternatives: Callable[[np.ndarray, np.ndarray], Iterator[Sequence[int]]],
+    remedy: str,
+) -> np.ndarray:
+    """A copy of the codes [m, h] of items that join a catalogue: no row is one that is there already, no two are alike.
+
+    An item whose id is taken gets the first alternative that is free. hashed: uint64 [n], `hashes` of the catalogue's codes. vectors
+    [m, d], alternatives, remedy: as in `make_distinct`. Raises QuantizerError: there are not enough ids.
+    """
+    codes, own, fresh, factors = codes.copy(), hashes(codes), set(), _factors(codes.shape[1])
+    ranked = np.unique(own)
+    near = ranked[np.minimum(ranked.searchsorted(hashed), len(ranked) - 1)] if len(own) else hashed[:0]
+    clashes = np.isin(own, near[near == hashed[: len(near)]])
+    enumerations: dict[bytes, Iterator[Sequence[int]]] = {}  # items of one vector go on where the last one stopped
+    for row in range(len(codes)):
+        if not clashes[row] and own[row] not in fresh:
+            fresh.add(own[row])
+            continue
+        same = codes[row].tobytes() + vectors[row].tobytes()
+        if same not in enumerations:
+            enumerations[same] = alternatives(vectors[row], codes[row])
+        for candidate in enumerations[same]:
+            found = np.asarray(candidate, dtype=np.uint64) @ factors
+            if found not in fresh and not (hashed == found).any():
+                codes[row] = candidate
+                fresh.add(found)
+                break
+        else:
+            raise QuantizerError(f"{len(hashed) + len(codes)} items cannot have distinct ids: {remedy}")
     return codes
 
 
@@ -115,12 +150,12 @@ def _leaders(rows: np.ndarray, vectors: np.ndarray) -> Iterator[tuple[int, int]]
         left = left[other]
 
 
-def _hashes(codes: np.ndarray) -> np.ndarray:
+def hashes(codes: np.ndarray) -> np.ndarray:
     """uint64 [n]: a random linear form of each row, modulo 2^64."""
-    hashes = np.zeros(len(codes), dtype=np.uint64)
+    found = np.zeros(len(codes), dtype=np.uint64)
     for column, factor in enumerate(_factors(codes.shape[1])):  # a column at a time: no 64-bit copy of all codes
-        hashes += codes[:, column].astype(np.uint64) * factor
-    return hashes
+        found += codes[:, column].astype(np.uint64) * factor
+    return found
 
 
 @cache
