@@ -410,6 +410,10 @@ def test_two_runs_are_compared_user_by_user(run, data, tmp_path):
         assert one["low"] <= one["difference"] <= one["high"]
     with pytest.raises(RunError, match="has no codes"):
         read_codebook(other)
+    interactions, items = tables()  # ids are the same whatever type their file had for them
+    narrow = [table.set_column(at, table.schema.names[at], table.column(at).cast("int32")) for table, at in ((interactions, 0), (items, 0))]
+    fit_run(narrow[0], tmp_path / "narrow", recipe(), items=narrow[1], model="popularity")
+    assert [one["difference"] for one in compare_runs(tmp_path / "narrow", other)] == [0.0] * len(found)
     interactions, items = tables(users=150)
     fit_run(interactions, tmp_path / "fewer", recipe(), items=items, model="itemknn")
     with pytest.raises(EvaluationError, match=r"their users differ \(200 and 150\)"):

@@ -6,7 +6,7 @@ import logging
 import os
 import subprocess
 import sys
-from datetime import date, datetime, timezone
+from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 
 import pyarrow as pa
@@ -41,6 +41,11 @@ def run(tmp_path_factory):
         "large": pa.array([2**60 + row for row in range(N)], pa.int64()),
         "new": pa.array([row % 2 == 0 for row in range(N)]),
         "sold": pa.array([[days[row]] if row else [] for row in range(N)], pa.list_(pa.date32())),
+        "length": pa.array([timedelta(days=row - 1, minutes=row, milliseconds=5) for row in range(N)], pa.duration("ms")),
+        "opens": pa.array([time(row % 24, 30) for row in range(N)], pa.time64("us")),
+        "made": pa.array([{"by": f"m{row}", "on": days[row]} if row else None for row in range(N)]),
+        "sizes": pa.array([[("s", row), ("m", None)] if row else None for row in range(N)], pa.map_(pa.string(), pa.int32())),
+        "kind": pa.array([row % 3 for row in range(N)], pa.int16()).dictionary_encode(),
     }
     for name, values in columns.items():
         items = items.append_column(name, values)
@@ -133,7 +138,8 @@ def test_bounds_may_lie_beyond_what_the_column_can_hold(api):
     [
         *((column, "nonsense") for column in ("day", "day64", "moment", "zoned", "price", "weight", "small", "new", "sold")),
         *((column, "") for column in ("day", "moment", "price", "small")),
-        *((column, True) for column in ("day", "moment", "price")),
+        *((column, True) for column in ("day", "moment", "price", "small", "large", "weight")),
+        *(("new", other) for other in (1, 1.0, "true")),
         *((column, 10**400) for column in ("day", "moment", "zoned", "price", "weight", "small")),
         *(("day", other) for other in ("2024-13-01", "2024-01-04T12:00:00", 5.5, 2**40)),
         *(("moment", other) for other in ("12:00", 5.5)),
@@ -240,6 +246,53 @@ def test_values_of_another_type_are_refused_and_nothing_is_changed(api, columns,
     answer = api.patch("/v1/items/105", json=columns)
     assert answer.status_code == 422 and told in answer.json()["detail"], answer.text
     assert api.get("/v1/items/105").json() == before
+
+
+def test_what_is_told_of_an_item_can_be_sent(api, run):
+    """A change of one column leaves all others as they are, also after a restart, which reads them from the store."""
+    for item in (100, 103):
+        before = api.get(f"/v1/items/{item}").json()["columns"]
+        assert api.patch(f"/v1/items/{item}", json={"weight": 7.5}).status_code == 200
+        after = api.get(f"/v1/items/{item}").json()["columns"]
+        assert after == before | {"weight": 7.5}
+        assert api.put(f"/v1/items/{item}", json=before).status_code == 200
+        assert api.get(f"/v1/items/{item}").json()["columns"] == before
+    snapshot = api.service.catalogue.snapshot
+    row, own = snapshot.rows["103"], snapshot.run.dataset.items
+    (put,) = snapshot.table.slice(int(snapshot.lines[row]), 1).to_pylist()
+    assert put == own.slice(3, 1).to_pylist()[0] and snapshot.table.schema == own.schema
+    assert (before["length"], before["opens"], before["sizes"]) == ("2 days, 0:03:00.005000", "03:30:00", [["s", 3], ["m", None]])
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"length": "long"}, "'long' is no duration such as"),
+        ({"opens": "noon"}, "column 'opens' must be time64"),
+        ({"sizes": {"s": 3}}, "column 'sizes' must be map"),
+        ({"sizes": [["s"]]}, "a map is a list of pairs"),
+        ({"made": {"at": "home"}}, "column 'made' must be struct"),
+        ({"kind": "none"}, "column 'kind' must be dictionary"),
+    ],
+)
+def test_what_is_no_cell_is_told(api, columns, told):
+    before = api.get("/v1/items/107").json()
+    answer = api.patch("/v1/items/107", json=columns)
+    assert answer.status_code == 422 and told in answer.json()["detail"], answer.text
+    assert api.get("/v1/items/107").json() == before
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_numbers_that_are_none_are_refused(api, number):
+    answer = api.put("/v1/items/105", content=f'{{"title": "a thing", "weight": {number}}}', headers={"content-type": "application/json"})
+    assert answer.status_code == 422, answer.text
+
+
+def test_times_in_nanoseconds_are_times(api):
+    events = {"events": [{"user": "nano", "item": 105, "time": 1_795_742_719_000_000_000}]}
+    assert api.post("/v1/events", json=events).status_code == 201
+    assert api.get("/v1/users/nano").json()["history"][0]["time"] == 1_795_742_719_000_000_000
+    assert api.post("/v1/events", json={"events": [events["events"][0] | {"time": 2**63}]}).status_code == 422
 
 
 def test_decimals_are_numbers_or_text(api):

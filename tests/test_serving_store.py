@@ -47,8 +47,9 @@ def test_migrations_make_the_tables(url):
 
 def test_events_and_keys(url):
     store = Store(url)
-    assert store.add_events([Event("a", "1", 5), Event("a", "2", 4), Event("b", "3", 1, "x"), Event("b", "3", 1, "x")]) == 3
-    assert store.add_events([Event("b", "3", 1, "x")]) == 0
+    again = Event("b", "3", 1, "x")
+    assert store.add_events([Event("a", "1", 5), Event("a", "2", 4), again, again]) == [True, True, True, False]
+    assert store.add_events([again]) == [False] and store.add_events([]) == []
     assert store.events_of(["a"]) == {"a": [("2", 4), ("1", 5)]}
     assert store.events_of(["b", "a", "c", "a"]) == {"b": [("3", 1)], "a": [("2", 4), ("1", 5)], "c": []}
     assert store.forget("a") == 2 and store.events_of("ab") == {"a": [], "b": [("3", 1)]}

@@ -338,7 +338,7 @@ def keys(
 @app.command()
 def batch(
     run: Run,
-    source: Annotated[Path, typer.Argument(metavar="USERS", help="Parquet with a column user, or history.", show_default=False)],
+    source: Annotated[Path, typer.Argument(metavar="USERS", help="Parquet with a column history, else user.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Parquet to write.", show_default=False)] = ...,
     k: Annotated[int, typer.Option("-k", min=1, help="How many for each.")] = 10,
     include_seen: Annotated[bool, typer.Option("--include-seen", help="Items of the history may be recommended again.")] = False,

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from asymrec.config import Recipe
 from asymrec.data import Dataset
@@ -127,7 +128,7 @@ def compare_runs(folder: str | Path, other: str | Path) -> list[dict[str, Any]]:
     if parts[0] != parts[1]:
         raise EvaluationError(f"{folder} and {other} cannot be compared: one is evaluated on its {parts[0]}, the other on its {parts[1]}")
     for noun, a, b in (("users", data_a.user_ids, data_b.user_ids), ("items", data_a.item_ids, data_b.item_ids)):
-        if not a.equals(b):
+        if not _equal(a, b):
             raise EvaluationError(f"{folder} and {other} cannot be compared: their {noun} differ ({len(a):,} and {len(b):,})")
     if len(ranks_a.users) != len(ranks_b.users) or (ranks_a.users != ranks_b.users).any():
         raise EvaluationError(
@@ -377,6 +378,14 @@ def _ranks(folder: Path) -> tuple[Dataset, Evaluation]:
     if not path.exists():
         raise RunError(f"{path} is missing: `asymrec evaluate {folder}` writes it anew")
     return Dataset.load(folder / "dataset"), Evaluation.load(path)
+
+
+def _equal(a: pa.Array, b: pa.Array) -> bool:
+    """Whether ids are the same, whatever type their file had for them: text of a CSV file is another than that of Parquet."""
+    try:
+        return a.equals(b if a.type == b.type else b.cast(a.type))
+    except pa.ArrowException:  # text that is no number, beside numbers
+        return False
 
 
 def _read_log(folder: Path) -> list[dict]:

@@ -155,8 +155,7 @@ def _events(app: FastAPI, service: Service) -> None:
         for event in given.events:
             snapshot.row(event.item)
             events.append(Event(str(event.user), str(event.item), when if event.time is None else event.time, event.id))
-        await service.recorder.record(events)
-        return JSONResponse({"stored": len(events)}, 201)
+        return JSONResponse({"stored": await service.recorder.record(events)}, 201)
 
     @app.get("/v1/users", dependencies=[needs("read")], tags=["users"])
     def find_users(search: Annotated[str, Query(max_length=256)] = "", limit: Annotated[int, Query(ge=1, le=100)] = 20) -> schemas.Users:

@@ -21,7 +21,8 @@ from asymrec.errors import AsymrecError, DataError, RunError
 from asymrec.files import atomic
 from asymrec.models import Recommender
 from asymrec.pipeline import Pipeline, is_pipeline
-from asymrec.serving.snapshot import check_run, is_list
+from asymrec.serving.cells import is_list
+from asymrec.serving.snapshot import check_run
 
 LINES = 4096  # of a piece
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from asymrec.errors import AsymrecError, ConfigError, DataError, PlacingError, UnknownIdError
-from asymrec.serving.snapshot import Put, Run, Snapshot, as_id, is_list
+from asymrec.errors import AsymrecError, DataError, PlacingError, UnknownIdError
+from asymrec.serving.cells import as_column, as_id, fits, is_binary
+from asymrec.serving.snapshot import Put, Run, Snapshot
 from asymrec.serving.store import Change, Store
 
 log = logging.getLogger("asymrec.serving")
@@ -92,12 +93,12 @@ class Catalogue:
             return after
 
     def roll_back(self, version: int) -> Snapshot:
-        """Make the catalogue what it was at a version, as a new version. Raises ConfigError: no such version."""
+        """Make the catalogue what it was at a version, as a new version. Raises UnknownIdError: no such version."""
         with self._turn:
             with self.store.writing() as writing:
                 self._catch_up(writing.connection, writing.version)
                 if not 0 <= version <= writing.version:
-                    raise ConfigError(f"there is no version {version}: the latest is {writing.version}")
+                    raise UnknownIdError(f"there is no version {version}: the latest is {writing.version}")
                 run = self.snapshot.run
                 writing.add(run.identity, [Change("rollback", target=version)])
                 after = self._replayed(run, writing.connection)
@@ -216,53 +217,19 @@ def item_lines(run: Run, items: list[tuple[Any, dict[str, Any]]]) -> pa.Table:
     for name in names:
         kind = schema.field(name).type
         try:
-            arrays[name] = _column([record.get(name) for _, record in items], kind)
+            arrays[name] = as_column([record.get(name) for _, record in items], kind)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"column '{name}' must be {kind}: {' '.join(str(error).split())[:200]}") from None
     return run.dataset.item_table(pa.table(arrays))
 
 
-def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
-    """Values as JSON has them, in the type of a column: bytes are hexadecimal text, times are text, decimals are text or numbers."""
-    if _is_binary(kind):
-        return pa.array([None if value is None else bytes.fromhex(value) for value in values], type=kind)
-    if pa.types.is_decimal(kind):
-        values = [str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value for value in values]
-    if pa.types.is_temporal(kind) or pa.types.is_decimal(kind) or pa.types.is_dictionary(kind):
-        return pa.array(values, type=pa.string()).cast(kind)
-    if is_list(kind) and not (pa.types.is_primitive(kind.value_type) and not pa.types.is_temporal(kind.value_type)):
-        inner = _column([each for value in values for each in value or ()], kind.value_type)
-        stops = np.cumsum([0, *(len(value or ()) for value in values)])
-        offsets = pa.array(stops, pa.int32(), mask=np.array([*(value is None for value in values), False]))
-        return pa.ListArray.from_arrays(offsets, inner).cast(kind)
-    return pa.array(values, type=kind)
-
-
 def _refuse_misfits(run: Run, items: list[tuple[Any, dict[str, Any]]]) -> None:
-    """Arrow takes a text for a list of letters, and 2.7 for a whole number: a new item's columns are held to more. Raises DataError."""
+    """Raises DataError: a value that is none of its column's type."""
     schema = run.dataset.items.schema
     for _, record in items:
         for name, value in record.items():
-            if name in schema.names and not _fits(value, schema.field(name).type):
+            if name in schema.names and not fits(value, schema.field(name).type):
                 raise DataError(f"column '{name}' must be {schema.field(name).type}: found {str(value)[:80]!r}")
-
-
-def _fits(value: Any, kind: pa.DataType) -> bool:
-    """Whether a value of JSON is one of this type; of types that JSON has no values of, whatever it is."""
-    if value is None:
-        return True
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_list(kind):
-        return isinstance(value, list) and all(_fits(each, kind.value_type) for each in value)
-    if pa.types.is_struct(kind):
-        return isinstance(value, dict) and all(name in kind.names and _fits(each, kind.field(name).type) for name, each in value.items())
-    if pa.types.is_integer(kind):
-        return number and (isinstance(value, int) or value.is_integer())
-    return number or not pa.types.is_floating(kind)
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
 
 
 def _ids(run: Run, ids: list[Any]) -> pa.Array:
@@ -274,7 +241,7 @@ def _ids(run: Run, ids: list[Any]) -> pa.Array:
             if [str(each) for each in found.to_pylist()] != texts:
                 raise ValueError("not written as a whole number is")
             return found
-        if _is_binary(kind):
+        if is_binary(kind):
             return pa.array([bytes.fromhex(text) for text in texts], type=kind)
         return pa.array(texts).cast(kind)
     except (pa.ArrowException, ValueError, OverflowError):

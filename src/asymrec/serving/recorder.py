@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import time
+from itertools import accumulate
 
 from asymrec.serving.engine import Users
 from asymrec.serving.metrics import Metrics
@@ -22,14 +23,14 @@ class Recorder(Worker):
         self.store, self.users, self.metrics = store, users, metrics
         super().__init__("recorder", waiting)
 
-    async def record(self, events: list[Event]) -> None:
-        """Returns when they are on the disk. Raises Busy, and whatever the store does: then they are not."""
+    async def record(self, events: list[Event]) -> int:
+        """Returns when they are on the disk, how many were new. Raises Busy, and whatever the store does: then none is there."""
         future = self.loop.create_future()
         try:
             self.jobs.put_nowait((events, future))
         except queue.Full:
             raise Busy from None
-        await future
+        return await future
 
     def _work(self) -> None:
         while (job := self.jobs.get()) is not None:
@@ -42,19 +43,22 @@ class Recorder(Worker):
             stopping = jobs[-1] is None
             jobs = [each for each in jobs if each is not None]
             events, begun = [event for part, _ in jobs for event in part], time.perf_counter()
-            error = None
+            added, error = [], None
             try:
-                self.metrics.events.inc(self.store.add_events(events))
+                added = self.store.add_events(events)
+                self.metrics.events.inc(sum(added))
             except Exception as failed:  # a full disk, a database that went away: all who wait are told, the next may have more luck
                 error = failed
             self.users.forget({event.user for event in events})
             self.metrics.commits.observe(time.perf_counter() - begun)
-            self.loop.call_soon_threadsafe(_tell, [future for _, future in jobs], error)
+            stops = accumulate(len(part) for part, _ in jobs)
+            counts = [sum(added[stop - len(part) : stop]) for (part, _), stop in zip(jobs, stops)]
+            self.loop.call_soon_threadsafe(_tell, [future for _, future in jobs], counts, error)
             if stopping:
                 return
 
 
-def _tell(futures: list[asyncio.Future], error: Exception | None) -> None:
-    for future in futures:
+def _tell(futures: list[asyncio.Future], counts: list[int], error: Exception | None) -> None:
+    for future, count in zip(futures, counts):
         if not future.done():
-            future.set_result(None) if error is None else future.set_exception(error)
+            future.set_result(count) if error is None else future.set_exception(error)

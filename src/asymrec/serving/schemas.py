@@ -41,6 +41,7 @@ def _id(given: Any) -> Any:
 # no NUL: PostgreSQL has no text with one
 Name = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=256, pattern=r"^[^\x00]+$")]
 Whole = Annotated[int, Field(strict=True, ge=-LARGEST, le=LARGEST)]
+Time = Annotated[int, Field(strict=True, ge=-(2**63), le=2**63 - 1)]  # nanoseconds since 1970 are more than `LARGEST`
 Id = Annotated[Name | Whole, BeforeValidator(_id)]
 K = Annotated[int, Field(strict=True, ge=1, le=MOST)]
 
@@ -103,7 +104,7 @@ class Wanteds(Strict):
 class EventIn(Strict):
     user: Id
     item: Id
-    time: Whole | None = Field(None, description="in the unit of the run's times (GET /v1/catalogue tells); by default now")
+    time: Time | None = Field(None, description="in the unit of the run's times (GET /v1/catalogue tells); by default now")
     id: Name | None = Field(None, description="your own: an event that is sent twice is stored once")
 
 
@@ -193,7 +194,7 @@ class Briefs(BaseModel):
 
 
 class Stored(BaseModel):
-    stored: int
+    stored: int = Field(description="how many events were added, those left out that were there by their id; or were deleted")
 
 
 class Changed(BaseModel):

@@ -17,11 +17,12 @@ from fastapi import HTTPException
 from asymrec.errors import AsymrecError, UnknownIdError
 from asymrec.serving import schemas
 from asymrec.serving.catalogue import Catalogue
+from asymrec.serving.cells import as_id
 from asymrec.serving.engine import Ask, Engine, Users, history
 from asymrec.serving.metrics import Metrics
 from asymrec.serving.recorder import Recorder
 from asymrec.serving.security import Keys
-from asymrec.serving.snapshot import Run, as_id
+from asymrec.serving.snapshot import Run
 from asymrec.serving.store import Store
 
 log = logging.getLogger("asymrec.serving")

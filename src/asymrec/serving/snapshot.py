@@ -31,6 +31,7 @@ from asymrec.models.base import read_manifest
 from asymrec.models.growing import Growing
 from asymrec.pipeline import Pipeline, is_pipeline, read_pipeline
 from asymrec.retrieval.exact import top_k
+from asymrec.serving.cells import as_id, as_json, is_list
 
 SAME = 1e-3  # vectors, of about length 1, that differ by less are of one item: only what describes it has changed
 CHUNKS = 256  # pieces of the table that are put together again
@@ -268,7 +269,8 @@ def _fits(table: pa.Table, condition: dict[str, Any]) -> np.ndarray:
 
 def _cells(given: list[Any], kind: pa.DataType) -> pa.Array:
     """Values of JSON in the type of a column."""
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
+    own = (pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_temporal, pa.types.is_decimal)
+    if any(is_one(kind) for is_one in own):
         found = []
         for value in given:
             comparable = _comparable(value, kind)
@@ -281,7 +283,9 @@ def _cells(given: list[Any], kind: pa.DataType) -> pa.Array:
 def _comparable(value: Any, kind: pa.DataType) -> pa.Scalar:
     """A value of JSON as what a column of this type can be compared with, if anything. Times are ISO text, or count since 1970 as the
     column does; without a zone they are UTC."""
-    if isinstance(value, bool):
+    if isinstance(value, bool) or pa.types.is_boolean(kind):
+        if not (isinstance(value, bool) and pa.types.is_boolean(kind)):
+            raise TypeError  # 1 is no truth, and true no number
         return pa.scalar(value)
     if pa.types.is_integer(kind) or pa.types.is_decimal(kind):
         return pa.scalar(Decimal(str(value)))  # exact: 19.99 is not the float nearest to it, and 2.5 lies between two whole numbers
@@ -299,30 +303,6 @@ def _comparable(value: Any, kind: pa.DataType) -> pa.Scalar:
 def _words(text: str) -> str:
     """Lower case, with one space for whatever stands between words."""
     return " ".join(re.findall(r"\w+", text.lower()))
-
-
-def is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-
-
-def as_id(value: Any) -> str | int:
-    """An id as JSON knows it: whole numbers and text as they are, bytes as hexadecimal text, all else as text."""
-    if isinstance(value, (str, int)):
-        return value
-    return value.hex() if isinstance(value, bytes) else str(value)
-
-
-def as_json(value: Any) -> Any:
-    """A cell of a table as JSON knows it."""
-    if isinstance(value, float):
-        return value if np.isfinite(value) else None
-    if value is None or isinstance(value, (str, int)):
-        return value
-    if isinstance(value, dict):
-        return {name: as_json(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [as_json(part) for part in value]
-    return value.hex() if isinstance(value, bytes) else str(value)
 
 
 def _units(model: Recommender, vectors: np.ndarray) -> torch.Tensor:

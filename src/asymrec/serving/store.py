@@ -135,17 +135,19 @@ class Store:
 
     # Events
 
-    def add_events(self, new: Iterable[Event]) -> int:
-        """Store in one transaction; those whose own id is there already are left out. Returns how many were new."""
+    def add_events(self, new: Iterable[Event]) -> list[bool]:
+        """Store in one transaction; those whose own id is there already are left out. Returns of each whether it was new."""
         rows = [vars(event) for event in new]
         if not rows:
-            return 0
+            return []
         with self.engine.begin() as connection:
             if all(row["event"] is None for row in rows):
                 connection.execute(events.insert(), rows)
-                return len(rows)
-            statement = self._insert(events).on_conflict_do_nothing(index_elements=["event"]).returning(events.c.number)
-            return len(connection.execute(statement, rows).all())
+                return [True] * len(rows)
+            statement = self._insert(events).on_conflict_do_nothing(index_elements=["event"]).returning(events.c.event)
+            added = set(connection.execute(statement, rows).scalars())
+        first = {row["event"]: at for at, row in reversed(list(enumerate(rows)))}
+        return [row["event"] is None or (row["event"] in added and first[row["event"]] == at) for at, row in enumerate(rows)]
 
     def events_of(self, users: Iterable[str]) -> dict[str, list[tuple[str, int]]]:
         """(item, time) of each user's latest events, the oldest first."""

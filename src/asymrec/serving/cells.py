@@ -1,0 +1,103 @@
+"""Cells of an item table as JSON knows them, and back: what a server tells of an item can be sent to it again."""
+
+from __future__ import annotations
+
+import re
+from datetime import time, timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+_DURATION = re.compile(r"(?:(-?\d+) days?, )?(\d+):(\d\d):(\d\d)(?:\.(\d{1,6}))?")  # as Python writes them
+
+
+def as_id(value: Any) -> str | int:
+    """An id as JSON knows it: whole numbers and text as they are, bytes as hexadecimal text, all else as text."""
+    if isinstance(value, (str, int)):
+        return value
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def as_json(value: Any) -> Any:
+    """A cell as JSON knows it: bytes are hexadecimal text, maps lists of pairs, days, moments, durations and decimals text."""
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    if value is None or isinstance(value, (str, int)):
+        return value
+    if isinstance(value, dict):
+        return {name: as_json(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(part) for part in value]
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def as_column(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """Values as JSON has them, in the type of a column. Raises ArrowException, TypeError, ValueError, OverflowError."""
+    if is_binary(kind):
+        return pa.array([None if value is None else bytes.fromhex(value) for value in values], type=kind)
+    if pa.types.is_dictionary(kind):
+        return as_column(values, kind.value_type).dictionary_encode().cast(kind)
+    if pa.types.is_decimal(kind):
+        values = [str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value for value in values]
+        return pa.array(values, type=pa.string()).cast(kind)
+    if pa.types.is_time(kind):
+        return pa.array([None if value is None else time.fromisoformat(value) for value in values], type=kind)
+    if pa.types.is_duration(kind):
+        return pa.array([None if value is None else _duration(value) for value in values], type=kind)
+    if pa.types.is_temporal(kind):
+        return pa.array(values, type=pa.string()).cast(kind)
+    if pa.types.is_struct(kind):
+        parts = [as_column([None if value is None else value.get(field.name) for value in values], field.type) for field in kind]
+        return pa.StructArray.from_arrays(parts, fields=list(kind), mask=pa.array([value is None for value in values]))
+    if pa.types.is_map(kind):
+        pairs = [pair for value in values for pair in value or ()]
+        if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+            raise ValueError("a map is a list of pairs")
+        keys, parts = as_column([key for key, _ in pairs], kind.key_type), as_column([part for _, part in pairs], kind.item_type)
+        return pa.MapArray.from_arrays(_offsets(values), keys, parts, type=kind)
+    if is_list(kind) and not (pa.types.is_primitive(kind.value_type) and not pa.types.is_temporal(kind.value_type)):
+        inner = as_column([each for value in values for each in value or ()], kind.value_type)
+        return pa.ListArray.from_arrays(_offsets(values), inner).cast(kind)
+    return pa.array(values, type=kind)
+
+
+def fits(value: Any, kind: pa.DataType) -> bool:
+    """Whether a value of JSON is one of this type; of types that JSON has no values of, whatever it is. Arrow takes a text for a list of
+    letters, and 2.7 for a whole number: a new item's columns are held to more."""
+    if value is None:
+        return True
+    if isinstance(value, float) and not np.isfinite(value):  # JSON has none, but Python's reader takes it
+        return False
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_list(kind):
+        return isinstance(value, list) and all(fits(each, kind.value_type) for each in value)
+    if pa.types.is_struct(kind):
+        return isinstance(value, dict) and all(name in kind.names and fits(each, kind.field(name).type) for name, each in value.items())
+    if pa.types.is_map(kind):
+        return isinstance(value, list)
+    if pa.types.is_integer(kind):
+        return number and (isinstance(value, int) or value.is_integer())
+    return number or not pa.types.is_floating(kind)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+
+
+def _offsets(values: list[list | None]) -> pa.Array:
+    """Where each list begins among the entries of all."""
+    stops = np.cumsum([0, *(len(value or ()) for value in values)])
+    return pa.array(stops, pa.int32(), mask=np.array([*(value is None for value in values), False]))
+
+
+def _duration(text: str) -> timedelta:
+    if not (found := _DURATION.fullmatch(text)):
+        raise ValueError(f"{text[:40]!r} is no duration such as '2 days, 1:30:00'")
+    days, hours, minutes, seconds, rest = found.groups()
+    parts = {"days": int(days or 0), "hours": int(hours), "minutes": int(minutes), "seconds": int(seconds)}
+    return timedelta(**parts, microseconds=int((rest or "").ljust(6, "0")))
