@@ -221,7 +221,7 @@ def _films(films: list[tuple[int, str, list[str]]]) -> pa.Table:
 
 
 def _title_and_year(raw: str) -> tuple[str, int | None]:
-    """"Usual Suspects, The (1995)" -> ("The Usual Suspects", 1995); articles move inside brackets as well."""
+    """Of "Usual Suspects, The (1995)": ("The Usual Suspects", 1995); articles move inside brackets as well."""
     dated = re.fullmatch(r"(.*?)\s*\((\d{4})\)\s*(\(V\))?", raw.strip())  # (V): made for video
     title, year = (dated[1], int(dated[2])) if dated else (raw.strip(), None)
     parts = re.split(r"([()])", title)
