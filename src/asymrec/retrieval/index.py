@@ -53,6 +53,7 @@ class CodeIndex:
 
     def _set(self, pages: list[np.ndarray], n: int, alive: Bitmap, own: np.ndarray) -> None:
         self._pages, self._n, self.alive, self._own = pages, n, alive, own
+        self._copies: dict[torch.device, tuple[torch.Tensor, torch.Tensor | None]] = {}
         self._addresses = np.array([page.ctypes.data for page in pages], np.int64)
 
     def _with(self, pages: list[np.ndarray], n: int, alive: Bitmap, own: np.ndarray) -> CodeIndex:
@@ -139,8 +140,8 @@ class CodeIndex:
         if isinstance(tables, torch.Tensor) and tables.device.type != "cpu":
             from asymrec.retrieval.accelerator import search_codes
 
-            allowed = self.allowed(only, deny)
-            return search_codes(self._check(tables), torch.from_numpy(self.codes).to(tables.device), k, exclude, allowed, self.own)
+            columns, own = self._copy_on(tables.device)
+            return search_codes(self._check(tables), columns, k, exclude, self.allowed(only, deny), own)
         from asymrec.retrieval import scan
 
         tables = self._check(as_tables(tables))
@@ -173,6 +174,14 @@ class CodeIndex:
             return merge(spread(lambda part: collect(slice(0, b), part), _cuts(blocks, threads)))
         lists = spread(lambda queries: collect(queries, slice(0, blocks)), _cuts(b, threads))
         return tuple(np.concatenate(parts) for parts in zip(*lists))
+
+    def _copy_on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Codes uint8 or int32 [H, n] and float32 [n, 2] on an accelerator, brought there once."""
+        if device not in self._copies:
+            codes, own = np.ascontiguousarray(self.codes.T), self.own
+            columns = torch.from_numpy(codes if codes.dtype == np.uint8 else codes.astype(np.int32)).to(device)
+            self._copies[device] = columns, None if own is None else torch.from_numpy(own).to(device)
+        return self._copies[device]
 
     def allowed(self, only: Any = None, deny: Any = None) -> Bitmap:
         """What may be found: of the rows `only`, without `deny`, those that are not retired."""
