@@ -250,6 +250,8 @@ def test_recommend_with_lists(run, tmp_path):
     (tmp_path / "allowed.txt").write_text("110\n111\n112\n")
     options = ("--history", "110", "--only", tmp_path / "allowed.txt", "--json")
     (found,) = json.loads(here("recommend", run, *options, "--exclude", "112").stdout)
+    (both,) = json.loads(here("recommend", run, *options, "--exclude", "112", "--exclude", str(found["items"][0]["id"])).stdout)
+    assert both["items"] == found["items"][1:]
     assert [item["id"] for item in found["items"]] == [111]
     (found,) = json.loads(here("recommend", run, *options, "--include-seen").stdout)
     assert {item["id"] for item in found["items"]} == {110, 111, 112}

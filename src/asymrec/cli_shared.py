@@ -15,8 +15,11 @@ Histories = Annotated[
     list[str] | None, typer.Option("--history", metavar="A,B,C", help="Item ids instead of a user, oldest first; may be repeated.")
 ]
 IncludeSeen = Annotated[bool, typer.Option("--include-seen", help="Items of the history may be recommended again.")]
-Only = Annotated[str | None, typer.Option("--only", metavar="A,B|FILE", help="Recommend only these items; a file has one id a line.")]
-Exclude = Annotated[str | None, typer.Option("--exclude", metavar="A,B|FILE", help="Never these items.")]
+Only = Annotated[
+    list[str] | None,
+    typer.Option("--only", metavar="A,B|FILE", help="Recommend only these items; a file has one id a line. May be repeated."),
+]
+Exclude = Annotated[list[str] | None, typer.Option("--exclude", metavar="A,B|FILE", help="Never these items; may be repeated.")]
 
 # How tables are read, of every command that reads them
 UserColumn = Annotated[str | None, typer.Option("--user-column", metavar="C", help="Column of the user id.")]
@@ -57,9 +60,12 @@ def own_ids(dataset: Any, noun: str, texts: list[str]) -> list[Any]:
         raise UnknownIdError(f"{error}; {hint}") from None
 
 
-def asked_ids(dataset: Any, user: list[str] | None, history: list[str] | None, only: str | None, exclude: str | None) -> tuple:
+def asked_ids(dataset: Any, user: list[str] | None, history: list[str] | None, only: list[str] | None, exclude: list[str] | None) -> tuple:
     """What these options name, in the data's own ids: users, histories, only, exclude; None where one is not given."""
-    allowed, denied = (None if given is None else own_ids(dataset, "item", listed_ids(given)) for given in (only, exclude))
+    allowed, denied = (
+        None if given is None else own_ids(dataset, "item", [each for part in given for each in listed_ids(part)])
+        for given in (only, exclude)
+    )
     users = None if user is None else own_ids(dataset, "user", user)
     return users, None if history is None else [own_ids(dataset, "item", split_ids(given)) for given in history], allowed, denied
 
