@@ -298,6 +298,8 @@ def test_seeds_of_other_users_are_not_averaged():
     assert Averaged([one, one]).per_user("ndcg@10").tolist() == [1, 1]
     with pytest.raises(EvaluationError, match="other users"):
         Averaged([one, other])
+    with pytest.raises(EvaluationError, match="other targets"):
+        Averaged([one, Evaluation({}, one.users, one.offsets, np.array([0, 3]), one.ranks)])
 
 
 # Export

@@ -27,6 +27,12 @@ from asymrec.models import MODELS
         ({"models": ["conts"]}, ("model 'conts'", "did you mean 'counts'")),
         ({"models": ["counts", "counts"]}, ("'models' has counts twice",)),
         ({"models": [{"name": "counts", "settings": {"recencey": 1}}]}, ("'counts'", "did you mean 'recency'")),
+        (
+            {"models": [{"name": "counts", "space": {"recencey": [0.5]}}]},
+            ("'counts'", "'recencey'", "did you mean 'recency'"),
+        ),
+        ({"models": [{"name": "sasrec", "space": {"epochs": [5, 6]}}], "tuning": {"epochs": 3}}, ("'sasrec'", "`tuning` sets it")),
+        ({"data": {"table.md": "shop"}}, ("'data.table.md'", "is written beside")),
         ({"models": [{"name": "counts", "settings": {"recency": 7}}]}, ("'counts'", "classic.recency")),
         ({"models": [{"name": "counts", "space": {"recency": [0.5, 7]}}]}, ("'counts'", "classic.recency")),
         ({"models": [{"name": "counts", "space": {"recency": [0.5, 0.5]}}]}, ("space of 'recency'", "different values")),
@@ -75,6 +81,8 @@ def test_budgets_are_equal_and_trials_are_drawn_by_seed(tmp_path):
             assert all(value in cell.entry.searched()[name] for name, value in trial.tuned.items())
     entry, tuning = Entry(name="counts", model="counts"), plan.tuning
     assert draws(entry, tuning) == draws(entry, tuning) != draws(entry, Tuning(trials=6, seed=4))
+    same = Entry(name="sasrec", model="sasrec", space={"learning_rate": [1, 1.0, 0.5]})
+    assert sorted(drawn.get("learning_rate", 0) for drawn in draws(same, tuning)) == [0, 0.5, 1.0]
     each = read_plan(planned(tmp_path, tuning={"trials": 2, "protocol": "each", "epochs": 1}))
     assert {(trial.protocol, trial.more["epochs"]) for trial in each.trials_of(each.cells())} == {("standard", 1), ("untied", 1)}
 

@@ -39,7 +39,15 @@ LOG = [(user, item, time) for item, times in (("B1", (9, 5, 7)), ("B2", (9, 6, 7
 META = [
     repr({"asin": "B1", "title": "Salt &amp; <b>Pepper</b>  mill.", "brand": "Zwei", "categories": [["Home", "Cook"], ["Home", "Gift"]]}),
     repr({"asin": "B9", "title": "not asked for", "categories": [["Home"]]}),
-    repr({"asin": "B2", "related": {"also_bought": ["B1"]}, "description": "It's a 'lamp'", "categories": [["Home"]]}),
+    repr(
+        {
+            "note": "beside 'asin': 'B9'",
+            "asin": "B2",
+            "related": {"also_bought": ["B1"]},
+            "description": "It's a 'lamp'",
+            "categories": [["Home"]],
+        }
+    ),
     repr({"asin": "B1", "title": "a second time", "categories": [["Home"]]}),
 ]
 
@@ -227,7 +235,37 @@ def test_what_is_wrong_with_a_download_is_told_and_nothing_is_written(tmp_path):
     unnamed = packed(tmp_path / "unnamed.json", [json.dumps({"reviewerID": "A", "asin": None, "unixReviewTime": 1, "overall": 1})])
     endless = packed(tmp_path / "endless.json", [json.dumps({"reviewerID": "A", "asin": "B1", "unixReviewTime": 1e30, "overall": 1})])
     without = packed(tmp_path / "without.json", ['{"reviewerID": "A", "asin": "B1", "unixReviewTime": NaN, "overall": 1}'])
+    deep = packed(tmp_path / "deep.json", ["[" * 100_000])
+    wide = packed(tmp_path / "wide.csv", ["user_id,parent_asin,rating,timestamp", f"U,{'B' * 200_000},1,1"])
+    head, films = "userId,movieId,rating,timestamp\n", "movieId,title,genres\n2,A,B\n"
+    dateless = archive(tmp_path / "d.zip", ratings_csv=f"{head}5,2,3.5,\n", movies_csv=films)
+    nobody = archive(tmp_path / "n.zip", ratings_csv=f"{head},2,2,5\n", movies_csv=films)
+    strangers = archive(tmp_path / "p.zip", ratings_dat="1::2::3::4\n", movies_dat="2::X::Y\n", users_dat="1::F::1::99::0\n")
+    hundred = {"ml-100k/u.data": "1\t2\tfive\t3\n", "ml-100k/u.item": "", "ml-100k/u.user": "1|2\n"}
+    with zipfile.ZipFile(tmp_path / "h.zip", "w") as opened:
+        for name, content in hundred.items():
+            opened.writestr(name, content)
+    head = "user\titem\tcnt\tdaytime\tweekday\tisweekend\thomework\tcost\tweather\tcountry\tcity\n"
+    described = "item\tpackage\tcategory\tdownloads\tdeveloper\tlanguage\tdescription\tname\tprice\trating\tshort desc\n"
+    unused = archive(tmp_path / "u.zip", frappe_csv=head, meta_csv=described)
+    negative = archive(tmp_path / "v.zip", frappe_csv=head + "-1\t1\t1" + "\tx" * 8 + "\n", meta_csv=described)
+    spoiled = tmp_path / "spoiled.zip"
+    with zipfile.ZipFile(spoiled, "w", zipfile.ZIP_DEFLATED) as opened:
+        opened.writestr("frappe.csv", head * 50)
+        opened.writestr("meta.csv", described)
+    content = bytearray(spoiled.read_bytes())
+    content[45:60] = bytes(15)
+    spoiled.write_bytes(content)
     for name, files, message in (
+        ("amazon-2014", [deep, meta], "neither a JSON object nor a Python mapping"),
+        ("amazon-2023", [wide, meta], "damaged, or something else than amazon-2023 is made of (Error: field larger"),
+        ("movielens", [dateless], "1 ratings have no timestamp"),
+        ("movielens", [nobody], "1 ratings have no userId"),
+        ("movielens", [strangers], "something else than movielens is made of (IndexError"),
+        ("movielens-100k", [tmp_path / "h.zip"], "something else than movielens-100k is made of (ValueError"),
+        ("frappe", [unused], "of 0 interactions none is left"),
+        ("frappe", [negative], "something else than frappe is made of (ValueError"),
+        ("frappe", [spoiled], "spoiled.zip"),
         ("amazon-2014", [reviews, older], "no item has 'categories'; is it a file of the release of 2014?"),
         ("amazon-2014", [unnamed, meta], "unnamed.json line 1: 'asin' should be text, found None"),
         ("amazon-2014", [endless, meta], "'unixReviewTime' should be a number, found 1e+30"),
@@ -256,6 +294,8 @@ def test_what_is_wrong_with_a_download_is_told_and_nothing_is_written(tmp_path):
         with pytest.raises(DataError) as error:
             fetch(name, tmp_path / "out", files, core=0)
         assert message in str(error.value), (name, str(error.value))
+    with pytest.raises(DataError, match="core must be at least 0, not -1"):
+        fetch("frappe", tmp_path / "out", [unused], core=-1)
     assert not (tmp_path / "out").exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.tex").write_text("")

@@ -80,6 +80,8 @@ class Averaged:
         for part in self.parts[1:]:
             if len(part.users) != len(first.users) or (part.users != first.users).any():
                 raise EvaluationError(f"seeds of one model have other users: {len(first.users):,} and {len(part.users):,}")
+            if not (np.array_equal(part.offsets, first.offsets) and np.array_equal(part.targets, first.targets)):
+                raise EvaluationError("seeds of one model have other targets: their data are not the same")
 
     @property
     def users(self) -> np.ndarray:

@@ -221,6 +221,7 @@ def draws(entry: Entry, tuning: Tuning) -> list[dict[str, Any]]:
     default = [_value(entry.recipe(), name) for name in names]
     lists = [[_value(entry.recipe(**{name: value}), name) for value in values] for name, values in zip(names, lists)]
     others = [list(values) for values in itertools.product(*lists) if list(values) != default]
+    others = [values for at, values in enumerate(others) if values not in others[:at]]  # .5 and 0.50 are one
     order = np.random.default_rng(tuning.seed).permutation(len(others))[: tuning.trials - 1]
     return [{}, *(dict(zip(names, others[at])) for at in order)]
 

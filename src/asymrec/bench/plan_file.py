@@ -150,6 +150,8 @@ def _check(path: Path, plan: Plan) -> None:
         if twice := [value for value in values if values.count(value) > 1]:
             hint = ": give each a `name` of its own" if key == "models" else ""
             raise ConfigError(f"{path}: '{key}' has {twice[0]} twice{hint}")
+    if files := [name for name in plan.data if name in ("table.md", "table.csv", "table.html")]:
+        raise ConfigError(f"{path}: 'data.{files[0]}': a file of that name is written beside the data sets' folders")
     for entry in plan.models:
         try:
             _check_entry(entry, plan.tuning or Tuning(trials=1))
@@ -173,6 +175,10 @@ def _check_entry(entry: Entry, tuning: Tuning) -> None:
     for name, values in (entry.space or {}).items():
         if not values or len({repr(value) for value in values}) < len(values):
             raise ConfigError(f"space of '{name}': expected different values, found {values}")
+        if leaf_of(name) not in Recipe.leaves():
+            raise ConfigError(f"space: unknown setting '{name}'{nearest(leaf_of(name), Recipe.leaves())}")
+        if leaf_of(name) == "epochs" and tuning.epochs is not None:
+            raise ConfigError("'epochs' is in its space, and `tuning` sets it for every trial")
         if leaf_of(name) in fixed:
             raise ConfigError(f"'{name}' is in its settings and in its space")
         set_here.add(leaf_of(name))

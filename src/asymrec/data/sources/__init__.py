@@ -5,7 +5,9 @@ A module a source; `raw` is what they share. Each says where its files come from
 
 from __future__ import annotations
 
+import csv
 import difflib
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,8 @@ from asymrec.data.sources import amazon, movielens
 from asymrec.data.sources.frappe import frappe
 from asymrec.data.sources.steam import steam
 from asymrec.errors import DataError
+
+DAMAGE = (ValueError, LookupError, TypeError, OverflowError, RecursionError, csv.Error, zlib.error)  # what parsers raise of other content
 
 
 @dataclass(frozen=True)
@@ -50,4 +54,11 @@ def fetch(name: str, folder: str | Path, files: Iterable[str | Path] = (), core:
     for path in paths:
         if not path.is_file():
             raise DataError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; {name} is made of {SOURCES[name].files}")
-    return SOURCES[name].make(folder, paths, SOURCES[name].core if core is None else core)
+    if core is not None and core < 0:
+        raise DataError(f"core must be at least 0, not {core}")
+    try:
+        return SOURCES[name].make(folder, paths, SOURCES[name].core if core is None else core)
+    except DAMAGE as error:
+        told = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        files = ", ".join(map(str, paths)) or "the download"
+        raise DataError(f"{files}: damaged, or something else than {name} is made of ({told})") from error

@@ -39,7 +39,7 @@ def frappe(folder: str | Path, files: list[Path], core: int) -> str:
         raise DataError(f"one file is needed, Mobile_Frappe.zip: {len(files)} are given")
     uses, apps = _tables(files[0])
     try:
-        user, item, count = (np.array([int(row[name]) for row in uses]) for name in ("user", "item", "cnt"))
+        user, item, count = (np.array([int(row[name]) for row in uses], np.int64) for name in ("user", "item", "cnt"))
         context = {name: [row[name] for row in uses] for name in CONTEXT}
         rows = [_row(app) for app in apps]
     except (KeyError, TypeError, ValueError) as error:

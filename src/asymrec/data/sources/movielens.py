@@ -80,6 +80,8 @@ def movielens(folder: str | Path, files: list[Path], core: int) -> str:
     if len(files) != 1:
         raise DataError(f"one file is needed, an archive of GroupLens such as ml-1m.zip: {len(files)} are given")
     ratings, films, people = _archive(files[0])
+    if empty := [name for name in ratings.column_names if ratings[name].null_count]:
+        raise DataError(f"{files[0]}: {ratings[empty[0]].null_count:,} ratings have no {empty[0]}")
     user, item, time = (ratings[name].to_numpy().astype(np.int64) for name in ("userId", "movieId", "timestamp"))
     rows = ordered(user, item, time, core)
     used = set(item[rows].tolist())

@@ -12,6 +12,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def parsed(path: Path, number: int, line: str) -> dict[str, Any]:
     """One line as a mapping. Raises DataError."""
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         try:
             found = ast.literal_eval(line.strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -128,8 +129,9 @@ def described(path: Path, key: str, wanted: Iterable[str], row: Callable[[dict[s
     wanted, found = set(wanted), {}
     sight = re.compile(rf"""u?["']{key}["']:\s*u?["']([^"']+)["']""")
     for number, line in lines(path):
-        seen = sight.search(line)
-        if (seen and (seen[1] not in wanted or seen[1] in found)) or not line.strip():
+        # the key may stand in a text or a part of the line as well; of lines that hold it once no more is read than its place
+        seen = [match[1] for match in islice(sight.finditer(line), line.count(key))]
+        if (seen and all(name not in wanted or name in found for name in seen)) or not line.strip():
             continue
         content = parsed(path, number, line)
         name = str(content.get(key))

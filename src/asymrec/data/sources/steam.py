@@ -53,7 +53,8 @@ def _day(text: str) -> int:
 
 def _row(about: dict[str, Any]) -> dict[str, Any]:
     title = plain(about.get("app_name")) or plain(about.get("title"))
-    genres, tags = (list(filter(None, map(plain, about.get(name) or []))) for name in ("genres", "tags"))
+    listed = [given if isinstance(given := about.get(name), (list, tuple)) else () for name in ("genres", "tags")]
+    genres, tags = (list(filter(None, map(plain, given))) for given in listed)
     return {"title": title, "categories": genres, "tags": tags, "text": sentences(title, genres=genres, tags=tags)}
 
 
