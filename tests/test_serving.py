@@ -214,6 +214,24 @@ def test_rolling_back_to_what_another_run_had_placed(run, tmp_path):
         assert api.get("/v1/items/900").json()["columns"]["vector"] == pytest.approx(new(10)["vector"])
 
 
+def test_an_item_that_gets_its_vector_back_has_one_code_everywhere(run, tmp_path):
+    """Placed anew it may have other codes than before: who reads the store afterwards is to have those, not the run's own."""
+    store = f"sqlite:///{tmp_path}/store.sqlite"
+    with client(run, store) as api:
+        before = api.get("/v1/items/110").json()["columns"]
+        assert api.patch("/v1/items/110", json={"vector": vector(3.5)}).status_code == 200
+        assert api.patch("/v1/items/110", json={"vector": before["vector"]}).status_code == 200
+        codes, lists = api.get("/v1/items/110").json()["codes"], recommend(api, history=[110, 105], k=50, exclude_seen=False)
+    with client(run, store) as api:
+        assert api.get("/v1/items/110").json()["codes"] == codes
+        assert ids(recommend(api, history=[110, 105], k=50, exclude_seen=False)) == ids(lists)
+
+
+def test_vectors_beyond_all_measure_are_refused(api):
+    answer = api.put("/v1/items/900", json=new(1) | {"vector": [1e20] * len(vector(0))})
+    assert answer.status_code == 409 and "its vector is of length" in answer.json()["detail"]
+
+
 def test_two_writers_at_once_leave_the_latest_version(api):
     """The slower one may not put its version in the place of a later one."""
     threads = [threading.Thread(target=api.delete, args=(f"/v1/items/{item}",)) for item in range(100, 112)]
@@ -312,6 +330,23 @@ def test_large_bodies_and_many_requests_are_refused(run, tmp_path):
         assert recommend(api, history=[105])
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "told"),
+    [
+        ("recommend", {"history": []} | {str(number): 0 for number in range(100_000)}, "more than 32 fields"),
+        ("recommend", {"history": [[]] * 500_000}, "body.history"),
+        ("recommend/batch", {"requests": [{"history": [], "only": [[]] * 9000}] * 50}, "body.requests.0.only.0"),
+        ("items", {"items": [{"item": []}] * 10_000}, "body.items.0"),
+    ],
+)
+def test_what_is_wrong_many_times_is_told_once_and_at_once(api, path, body, told):
+    """An error of its own for each wrong entry would take minutes and gigabytes."""
+    content, begun = json.dumps(body), time.process_time()
+    answer = api.post(f"/v1/{path}", content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == 422 and told in answer.json()["detail"]
+    assert time.process_time() - begun < 2
+
+
 def test_back_pressure_and_timeouts(run, tmp_path):
     with client(run, f"sqlite:///{tmp_path}/store.sqlite", waiting=4, timeout=0.3) as api:
         engine, answer, go = api.service.engine, api.service.engine.answer, threading.Event()
@@ -364,6 +399,52 @@ def test_a_failure_of_the_model_is_one_answer_not_the_end(run, tmp_path):
         assert recommend(api, user=7)
 
 
+def test_a_request_that_fails_spoils_no_other(run, tmp_path):
+    with client(run, f"sqlite:///{tmp_path}/store.sqlite") as api:
+        engine, answer, sizes = api.service.engine, api.service.engine.answer, []
+
+        def fail(asks):
+            sizes.append(len(asks))
+            time.sleep(0.05)
+            if any(ask.k == 13 for ask in asks):
+                raise ValueError("thirteen")
+            return answer(asks)
+
+        engine.answer = fail
+        found = {}
+        ask = lambda at: found.update({at: api.post("/v1/recommend", json={"user": 7, "k": 13 if at == 5 else 5}).status_code})  # noqa: E731
+        threads = [threading.Thread(target=ask, args=(at,)) for at in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert found == {at: 500 if at == 5 else 200 for at in range(12)} and max(sizes) > 1
+
+
+def test_stopping_stores_what_waits_for_a_commit(run, tmp_path):
+    with client(run, f"sqlite:///{tmp_path}/store.sqlite") as api:
+        store, add, go, found = api.service.store, api.service.store.add_events, threading.Event(), []
+
+        def slow(events):
+            go.wait(10)
+            return add(events)
+
+        store.add_events = slow
+        post = lambda: found.append(api.post("/v1/events", json={"events": [{"user": "late", "item": 105}]}).status_code)  # noqa: E731
+        threads = [threading.Thread(target=post) for _ in range(2)]
+        for thread in threads:  # the first is under way, the second waits
+            thread.start()
+            time.sleep(0.3)
+        stop = threading.Thread(target=api.service.recorder.stop)
+        stop.start()
+        time.sleep(0.3)
+        go.set()
+        for thread in (*threads, stop):
+            thread.join(20)
+        assert found == [201, 201] and len(api.service.store.events_of(["late"])["late"]) == 2
+        api.service.recorder.stop = lambda: None  # it has
+
+
 def test_stopping_answers_what_was_accepted(run, tmp_path):
     with client(run, f"sqlite:///{tmp_path}/store.sqlite") as api:
         service, results = api.service, []
@@ -414,8 +495,11 @@ def test_other_sites_cannot_use_a_server_without_keys(run, tmp_path):
         assert api.get("/v1/catalogue", headers={"Host": "evil.example"}).status_code == 400
         answer = api.options("/v1/events", headers={"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"})
         assert answer.status_code == 405 and "access-control-allow-origin" not in answer.headers
-        plain = api.post("/v1/events", content=json.dumps({"events": [{"user": 7, "item": 105}]}), headers={"content-type": "text/plain"})
-        assert plain.status_code == 422
+        event = json.dumps({"events": [{"user": 7, "item": 105}]})
+        for kind in ({"content-type": "text/plain"}, {"content-type": "application/x-www-form-urlencoded"}, {}):
+            answer = api.post("/v1/events", content=event, headers=kind)
+            assert answer.status_code == 415 and "application/json" in answer.json()["detail"]
+        assert api.post("/v1/events", content=event, headers={"content-type": "Application/JSON; charset=utf-8"}).status_code == 201
         for path in ("/page/../service.py", "/page/%2e%2e%2fservice.py", "/page//etc/passwd", "/page/index.html"):
             assert api.get(path).status_code == 404
 

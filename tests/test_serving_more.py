@@ -8,6 +8,7 @@ import subprocess
 import sys
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,9 +17,11 @@ from serving import client
 from small import SETTINGS, contents, environment, here, tables
 
 from asymrec import Dataset
-from asymrec.errors import RunError, UnknownIdError
+from asymrec.errors import DataError, RunError, UnknownIdError
 from asymrec.models import AsymRec, Recommender
 from asymrec.serving.batch import _ray
+from asymrec.serving.catalogue import _ids
+from asymrec.serving.cells import as_id
 
 pytest.importorskip("fastapi")
 N = 120  # items, from 100
@@ -270,7 +273,11 @@ def test_what_is_told_of_an_item_can_be_sent(api, run):
         ({"length": "long"}, "'long' is no duration such as"),
         ({"opens": "noon"}, "column 'opens' must be time64"),
         ({"sizes": {"s": 3}}, "column 'sizes' must be map"),
-        ({"sizes": [["s"]]}, "a map is a list of pairs"),
+        ({"sizes": [["s"]]}, "column 'sizes' must be map"),
+        ({"sizes": [["s", 2.7]]}, "column 'sizes' must be map"),
+        ({"sizes": [["s", True]]}, "column 'sizes' must be map"),
+        ({"weight": 1e300}, "column 'weight' must be float"),
+        ({"length": "0:00:00.0001"}, "finer than the column"),
         ({"made": {"at": "home"}}, "column 'made' must be struct"),
         ({"kind": "none"}, "column 'kind' must be dictionary"),
     ],
@@ -280,6 +287,34 @@ def test_what_is_no_cell_is_told(api, columns, told):
     answer = api.patch("/v1/items/107", json=columns)
     assert answer.status_code == 422 and told in answer.json()["detail"], answer.text
     assert api.get("/v1/items/107").json() == before
+
+
+def test_moments_beyond_pythons_years_are_told(api):
+    before = api.get("/v1/items/108").json()["columns"]
+    assert api.patch("/v1/items/108", json={"moment": "0000-01-01"}).status_code == 200
+    for _ in range(2):
+        assert api.get("/v1/items/108").json()["columns"]["moment"].startswith("0000-01-01 00:00:00")
+        assert api.patch("/v1/items/108", json={"weight": 2.5}).status_code == 200
+    assert api.put("/v1/items/108", json=before).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "told"),
+    [
+        (pa.binary(), "AB0F", "ab0f"),
+        (pa.decimal128(10, 2), "1.5", "1.50"),
+        (pa.float64(), "900", "900.0"),
+        (pa.timestamp("s"), "2030-01-01T00:00:00", "2030-01-01 00:00:00"),
+        (pa.int64(), "0900", "900"),
+        (pa.string(), None, "Any text"),
+    ],
+)
+def test_an_id_has_one_form(kind, given, told):
+    run = SimpleNamespace(dataset=SimpleNamespace(item_ids=pa.array([], kind)))
+    assert [str(as_id(own)) for own in _ids(run, [told]).to_pylist()] == [told]
+    if given:
+        with pytest.raises(DataError, match="item ids of this run are of type"):
+            _ids(run, [given])
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])

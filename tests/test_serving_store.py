@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy
+from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
+from hypothesis import given
+from hypothesis import strategies as st
 from serving import client, make_run, postgres, vector
 
 from asymrec.errors import RunError
-from asymrec.serving.catalogue import surviving
+from asymrec.serving.catalogue import Catalogue, surviving
+from asymrec.serving.snapshot import Run
 from asymrec.serving.store import Change, Event, Store
 from asymrec.serving.tables import metadata
 
@@ -94,6 +101,71 @@ def test_what_survives_rollbacks():
     assert surviving([one, two, back, four]) == [one, four]
     assert surviving([one, two, back, four, again]) == [one, two]
     assert surviving([one, two, back, four, again, change(6, "rollback", target=4)]) == [one, four]
+
+
+def test_as_many_rollbacks_as_there_are_nights():
+    nights = [Change("put", "1", version=1), *(Change("rollback", target=version - 1, version=version) for version in range(2, 3000))]
+    assert surviving(nights) == nights[:1]
+
+
+@given(st.lists(st.integers(0, 30), max_size=12))
+def test_what_survives_is_what_was_there(targets):
+    changes, there = [], [[]]  # of each version, what is there
+    for version, target in enumerate(targets, 1):
+        if target < version - 1:
+            changes.append(Change("rollback", target=target, version=version))
+            there.append(there[target])
+        else:
+            changes.append(Change("put", str(version), version=version))
+            there.append([*there[-1], changes[-1]])
+    assert surviving(changes) == there[-1]
+
+
+def test_many_may_make_a_store_at_once(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        made = [pool.submit(Store, f"sqlite:///{tmp_path}/store.sqlite", serves=False) for _ in range(8)]
+    for one in made:
+        one.result().close()
+
+
+def test_a_store_whose_making_was_interrupted_is_made_at_the_next_start(url, monkeypatch):
+    upgrade = command.upgrade
+
+    def interrupted(*arguments):
+        upgrade(*arguments)
+        raise OSError("power cut")
+
+    monkeypatch.setattr(command, "upgrade", interrupted)
+    with pytest.raises(RunError, match="power cut"):
+        Store(url)
+    monkeypatch.setattr(command, "upgrade", upgrade)
+    store = Store(url)
+    assert store.version() == 0 and store.changes("run") == [] and not store.has_events()
+    store.close()
+
+
+def test_the_same_events_in_another_order_at_another_server(url):
+    stores = [Store(url) for _ in range(1 + url.startswith("postgresql"))]
+    for turn in range(5):
+        events = [Event("u", "1", number, f"{turn}-{number}") for number in range(300)]
+        with ThreadPoolExecutor(2) as pool:
+            parts = [pool.submit(store.add_events, order) for store, order in zip(stores * 2, (events, events[::-1]))]
+        assert sum(sum(part.result()) for part in parts) == 300
+    for store in stores:
+        store.close()
+
+
+def test_events_counted_in_another_unit_hold_a_run_off(url, tmp_path):
+    run, store = Run.load(make_run(tmp_path)), Store(url)
+    other = replace(run, dataset=copy(run.dataset))
+    other.dataset.time_unit = "ms" if run.dataset.time_unit != "ms" else "us"
+    catalogue = Catalogue(run, store)
+    assert catalogue.swap(other).run is other and catalogue.swap(run).run is run
+    store.add_events([Event("u", "1", 5)])
+    with pytest.raises(RunError, match="give it another store"):
+        catalogue.swap(other)
+    assert catalogue.snapshot.run is run
+    store.close()
 
 
 def test_several_servers_share_a_database(url, tmp_path, tmp_path_factory):

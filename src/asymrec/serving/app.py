@@ -40,6 +40,7 @@ PROBLEMS = {
     408: "the body came too slowly",
     409: "what is served cannot do this: it has no codes, vectors or ranker, or cannot place new items",
     413: "the body is too large",
+    415: "the body is not said to be JSON",
     422: "the request is not what the schema says",
     429: "too much at once: try again after Retry-After seconds",
     503: "the store cannot be written, or the server is stopping",

@@ -7,6 +7,7 @@ get, in that order: what was acknowledged is on the disk, and what is on the dis
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -16,13 +17,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from asymrec.errors import AsymrecError, DataError, PlacingError, UnknownIdError
+from asymrec.errors import AsymrecError, DataError, PlacingError, RunError, UnknownIdError
 from asymrec.serving.cells import as_column, as_id, fits, is_binary
 from asymrec.serving.snapshot import Put, Run, Snapshot
 from asymrec.serving.store import Change, Store
 
 log = logging.getLogger("asymrec.serving")
 PLACED_AT_ONCE = 1024  # texts embedded together
+LONGEST = 1e12  # of vectors
 
 
 class Catalogue:
@@ -114,7 +116,11 @@ class Catalogue:
                 self._catch_up(None, self.store.version())
 
     def swap(self, run: Run) -> Snapshot:
-        """Serve another run from now on, with every change since the first. Raises PlacingError: it cannot place a changed item."""
+        """Serve another run from now on, with every change since the first. Raises PlacingError: it cannot place a changed item. RunError:
+        its times are counted in another unit than the store's events."""
+        units = [each.dataset.time_unit for each in (self.snapshot.run, run)]
+        if units[0] != units[1] and self.store.has_events():
+            raise RunError(f"its times are in {units[1]}, those of the store's events in {units[0]}: give it another store")
         prepared = self._replayed(run)
         with self._turn:
             if prepared.version != self.store.version():  # changed while the run was read
@@ -186,12 +192,15 @@ def _coded(snapshot: Snapshot, puts: dict[str, Put]) -> dict[str, Put]:
 def surviving(changes: list[Change]) -> list[Change]:
     """The changes that make up the last version: a rollback undoes all that came after its target."""
     kept: list[Change] = []
-    for change in changes:
+    latest = math.inf
+    for change in reversed(changes):  # from the end, what was undone is passed over without a look, rollbacks among it
+        if change.version > latest:
+            continue
         if change.kind == "rollback":
-            kept = surviving([earlier for earlier in changes if earlier.version <= change.target])
+            latest = change.target
         else:
             kept.append(change)
-    return kept
+    return kept[::-1]
 
 
 def place(run: Run, items: list[tuple[Any, dict[str, Any]]]) -> tuple[dict[str, Put], pa.Table]:
@@ -199,6 +208,9 @@ def place(run: Run, items: list[tuple[Any, dict[str, Any]]]) -> tuple[dict[str, 
     described = item_lines(run, items)
     starts = range(0, len(items), PLACED_AT_ONCE)
     vectors = np.concatenate([run.model.new_vectors(described.slice(start, PLACED_AT_ONCE)) for start in starts])
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    if (lengths > LONGEST).any():  # scores would not be numbers
+        raise PlacingError(f"item {str(items[int(lengths.argmax())][0])[:80]!r}: its vector is of length {lengths.max():.3g}")
     ids = map(as_id, described[run.dataset.item_column].to_pylist())
     return {str(own): Put(own, vector) for own, vector in zip(ids, vectors)}, described
 
@@ -218,7 +230,7 @@ def item_lines(run: Run, items: list[tuple[Any, dict[str, Any]]]) -> pa.Table:
         kind = schema.field(name).type
         try:
             arrays[name] = as_column([record.get(name) for _, record in items], kind)
-        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        except (pa.ArrowException, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise DataError(f"column '{name}' must be {kind}: {' '.join(str(error).split())[:200]}") from None
     return run.dataset.item_table(pa.table(arrays))
 
@@ -238,11 +250,12 @@ def _ids(run: Run, ids: list[Any]) -> pa.Array:
         texts = [str(own) for own in ids]
         if pa.types.is_integer(kind):
             found = pa.array([int(text) for text in texts], type=kind)
-            if [str(each) for each in found.to_pylist()] != texts:
-                raise ValueError("not written as a whole number is")
-            return found
-        if is_binary(kind):
-            return pa.array([bytes.fromhex(text) for text in texts], type=kind)
-        return pa.array(texts).cast(kind)
+        elif is_binary(kind):
+            found = pa.array([bytes.fromhex(text) for text in texts], type=kind)
+        else:
+            found = pa.array(texts).cast(kind)
+        if [str(as_id(each)) for each in found.to_pylist()] != texts:
+            raise ValueError("not written as the run's own are")
+        return found
     except (pa.ArrowException, ValueError, OverflowError):
         raise DataError(f"item ids of this run are of type {kind}, which {str(ids[0])[:80]!r} is not") from None

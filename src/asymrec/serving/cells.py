@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from datetime import time, timedelta
+from datetime import time
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-_DURATION = re.compile(r"(?:(-?\d+) days?, )?(\d+):(\d\d):(\d\d)(?:\.(\d{1,6}))?")  # as Python writes them
+_DURATION = re.compile(r"(?:(-?\d+) days?,? \+?)?(\d+):(\d\d):(\d\d)(?:\.(\d{1,9}))?")  # as Python and pandas write them
+NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
+LARGEST = {pa.float16(): 65504.0, pa.float32(): float(np.finfo(np.float32).max)}  # larger ones would be infinite
 
 
 def as_id(value: Any) -> str | int:
@@ -32,6 +34,14 @@ def as_json(value: Any) -> Any:
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
+def cell(column: pa.ChunkedArray) -> Any:
+    """The only value of a column, as JSON knows it."""
+    try:
+        return as_json(column[0].as_py())
+    except (ValueError, OverflowError):  # a moment outside of Python's years, or finer than its microseconds
+        return column.cast(pa.string())[0].as_py()
+
+
 def as_column(values: list[Any], kind: pa.DataType) -> pa.Array:
     """Values as JSON has them, in the type of a column. Raises ArrowException, TypeError, ValueError, OverflowError."""
     if is_binary(kind):
@@ -44,7 +54,7 @@ def as_column(values: list[Any], kind: pa.DataType) -> pa.Array:
     if pa.types.is_time(kind):
         return pa.array([None if value is None else time.fromisoformat(value) for value in values], type=kind)
     if pa.types.is_duration(kind):
-        return pa.array([None if value is None else _duration(value) for value in values], type=kind)
+        return pa.array([None if value is None else _duration(value, NANOSECONDS[kind.unit]) for value in values], type=kind)
     if pa.types.is_temporal(kind):
         return pa.array(values, type=pa.string()).cast(kind)
     if pa.types.is_struct(kind):
@@ -52,8 +62,6 @@ def as_column(values: list[Any], kind: pa.DataType) -> pa.Array:
         return pa.StructArray.from_arrays(parts, fields=list(kind), mask=pa.array([value is None for value in values]))
     if pa.types.is_map(kind):
         pairs = [pair for value in values for pair in value or ()]
-        if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-            raise ValueError("a map is a list of pairs")
         keys, parts = as_column([key for key, _ in pairs], kind.key_type), as_column([part for _, part in pairs], kind.item_type)
         return pa.MapArray.from_arrays(_offsets(values), keys, parts, type=kind)
     if is_list(kind) and not (pa.types.is_primitive(kind.value_type) and not pa.types.is_temporal(kind.value_type)):
@@ -75,7 +83,10 @@ def fits(value: Any, kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return isinstance(value, dict) and all(name in kind.names and fits(each, kind.field(name).type) for name, each in value.items())
     if pa.types.is_map(kind):
-        return isinstance(value, list)
+        pairs = isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value)
+        return pairs and all(fits(key, kind.key_type) and fits(part, kind.item_type) for key, part in value)
+    if isinstance(value, int | float) and abs(value) > LARGEST.get(kind, np.inf):
+        return False
     if pa.types.is_integer(kind):
         return number and (isinstance(value, int) or value.is_integer())
     return number or not pa.types.is_floating(kind)
@@ -95,9 +106,13 @@ def _offsets(values: list[list | None]) -> pa.Array:
     return pa.array(stops, pa.int32(), mask=np.array([*(value is None for value in values), False]))
 
 
-def _duration(text: str) -> timedelta:
+def _duration(text: str, unit: int) -> int:
+    """How many units of so many nanoseconds."""
     if not (found := _DURATION.fullmatch(text)):
         raise ValueError(f"{text[:40]!r} is no duration such as '2 days, 1:30:00'")
     days, hours, minutes, seconds, rest = found.groups()
-    parts = {"days": int(days or 0), "hours": int(hours), "minutes": int(minutes), "seconds": int(seconds)}
-    return timedelta(**parts, microseconds=int((rest or "").ljust(6, "0")))
+    count = ((int(days or 0) * 24 + int(hours)) * 60 + int(minutes)) * 60 + int(seconds)
+    found, left = divmod(count * 10**9 + int((rest or "").ljust(9, "0")), unit)
+    if left:
+        raise ValueError(f"{text[:40]!r} is finer than the column")
+    return found

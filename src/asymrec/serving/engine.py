@@ -109,11 +109,17 @@ class Engine(Worker):
                 continue
             try:
                 answers = self.answer([job.ask for job in batch])
-            except Exception as error:  # whatever it is must not end the thread: these requests fail, the next do not
+            except Exception:  # whatever it is must not end the thread, nor be the end of others
                 log.exception("a batch of %d requests failed", len(batch))
-                answers = [error] * len(batch)
+                answers = [self._alone(job.ask) for job in batch]
             self.metrics.batch.observe(len(batch))
             self.loop.call_soon_threadsafe(_deliver, batch, answers)
+
+    def _alone(self, ask: Ask) -> dict[str, Any] | Exception:
+        try:
+            return self.answer([ask])[0]
+        except Exception as error:
+            return error
 
     def answer(self, asks: list[Ask]) -> list[dict[str, Any] | AsymrecError]:
         snapshot, begun = self.snapshot(), time.perf_counter()

@@ -67,6 +67,7 @@ class Limits:
         try:
             if self.running > self.at_once:
                 raise Refused(429, "too many requests at once")
+            _refuse_other_bodies(scope)
             length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
             if length.isdigit() and int(length) > self.largest:
                 raise Refused(413, f"the body is larger than {self.largest} bytes")
@@ -85,6 +86,16 @@ class Limits:
             level = logging.INFO if status < 500 else logging.WARNING
             if log.isEnabledFor(level):
                 log.log(level, "%s %s %d %.1f ms", scope["method"], route, status, seconds * 1000)
+
+
+def _refuse_other_bodies(scope: dict) -> None:
+    """A page of another site may send any body without asking, unless it is said to be JSON: then the browser asks this server first."""
+    headers = dict(scope["headers"])
+    if scope["method"] in ("GET", "HEAD") or (headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers):
+        return
+    kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+    if kind != b"application/json" and not kind.endswith(b"+json"):
+        raise Refused(415, "a body must be JSON, and its content-type say so: application/json")
 
 
 async def _problem(send: Any, refused: Refused) -> None:

@@ -35,7 +35,7 @@ class Recorder(Worker):
     def _work(self) -> None:
         while (job := self.jobs.get()) is not None:
             jobs = [job]
-            while sum(len(events) for events, _ in jobs) < TOGETHER:
+            while jobs[-1] is not None and sum(len(events) for events, _ in jobs) < TOGETHER:
                 try:
                     jobs.append(self.jobs.get_nowait())
                 except queue.Empty:

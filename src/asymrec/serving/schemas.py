@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -24,6 +24,7 @@ LISTED = 10_000  # ids of `only` and `deny`
 EVENTS = 1000  # of one request
 BULK = 10_000  # items of one request
 BATCH = 256  # recommendations of one request
+FIELDS = 32  # more than any request has
 LARGEST = 2**53 - 1  # whole numbers that every JSON reader knows exactly
 
 
@@ -55,16 +56,28 @@ def _cell(given: Any) -> Any:
 Cell = Annotated[StrictBool | StrictInt | StrictFloat | StrictStr, BeforeValidator(_cell)]
 
 
+T = TypeVar("T")
+Several = Annotated[list[T], Field(fail_fast=True)]  # the first wrong entry is told, and no other looked for
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, given: Any) -> Any:
+        """Of many unknown fields not each is to have an error of its own: those of one body would take minutes."""
+        if isinstance(given, dict) and len(given) > FIELDS:
+            raise ValueError(f"more than {FIELDS} fields")
+        return given
 
 
 class Condition(Strict):
     """On one column of the items. A column of lists fits when one of its entries does."""
 
     column: Name
-    any_of: list[Cell] | None = Field(None, min_length=1, max_length=1000)
-    none_of: list[Cell] | None = Field(None, min_length=1, max_length=1000)
+    any_of: Several[Cell] | None = Field(None, min_length=1, max_length=1000)
+    none_of: Several[Cell] | None = Field(None, min_length=1, max_length=1000)
     at_least: Cell | None = None
     at_most: Cell | None = None
 
@@ -80,12 +93,12 @@ class Wanted(Strict):
     """A recommendation for a user, for a history, or for a user with more behind what is known of them."""
 
     user: Id | None = Field(None, description="of the run or of the events")
-    history: list[Id] | None = Field(None, max_length=HISTORY, description="item ids, oldest first")
+    history: Several[Id] | None = Field(None, max_length=HISTORY, description="item ids, oldest first")
     k: K = 10
     exclude_seen: StrictBool = Field(True, description="leave out the items of the history")
-    only: list[Id] | None = Field(None, max_length=LISTED, description="nothing but these items")
-    deny: list[Id] = Field([], max_length=LISTED, description="never these items")
-    where: list[Condition] = Field([], max_length=16, description="conditions that all must hold")
+    only: Several[Id] | None = Field(None, max_length=LISTED, description="nothing but these items")
+    deny: Several[Id] = Field([], max_length=LISTED, description="never these items")
+    where: Several[Condition] = Field([], max_length=16, description="conditions that all must hold")
     reasons: StrictBool = Field(True, description="with the nearest items of the history")
     codes: StrictBool = Field(False, description="with the items' codes")
     rank: StrictBool | None = Field(None, description="order what was retrieved by the ranker as well; by default where there is one")
@@ -98,7 +111,7 @@ class Wanted(Strict):
 
 
 class Wanteds(Strict):
-    requests: list[Wanted] = Field(min_length=1, max_length=BATCH)
+    requests: Several[Wanted] = Field(min_length=1, max_length=BATCH)
 
 
 class EventIn(Strict):
@@ -109,7 +122,7 @@ class EventIn(Strict):
 
 
 class EventsIn(Strict):
-    events: list[EventIn] = Field(min_length=1, max_length=EVENTS)
+    events: Several[EventIn] = Field(min_length=1, max_length=EVENTS)
 
 
 Columns = Annotated[dict[Name, Any], Field(max_length=256, description="columns of the item table")]
@@ -121,7 +134,7 @@ class ItemIn(Strict):
 
 
 class ItemsIn(Strict):
-    items: list[ItemIn] = Field(min_length=1, max_length=BULK)
+    items: Several[ItemIn] = Field(min_length=1, max_length=BULK)
 
 
 class Back(Strict):

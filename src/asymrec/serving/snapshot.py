@@ -31,7 +31,7 @@ from asymrec.models.base import read_manifest
 from asymrec.models.growing import Growing
 from asymrec.pipeline import Pipeline, is_pipeline, read_pipeline
 from asymrec.retrieval.exact import top_k
-from asymrec.serving.cells import as_id, as_json, is_list
+from asymrec.serving.cells import as_id, cell, is_list
 
 SAME = 1e-3  # vectors, of about length 1, that differ by less are of one item: only what describes it has changed
 CHUNKS = 256  # pieces of the table that are put together again
@@ -126,9 +126,8 @@ class Snapshot:
 
     def record(self, row: int) -> dict[str, Any]:
         """All columns of an item but its id, as JSON knows them."""
-        (found,) = self.table.slice(int(self.lines[row]), 1).to_pylist()
-        found.pop(self.run.dataset.item_column)
-        return {name: as_json(value) for name, value in found.items()}
+        line, own = self.table.slice(int(self.lines[row]), 1), self.run.dataset.item_column
+        return {name: cell(line[name]) for name in line.column_names if name != own}
 
     def codes(self, row: int) -> list[list[int]] | None:
         """[facets][levels]; None for a model without codes."""
@@ -202,12 +201,15 @@ class Snapshot:
         return replace(self, version=version, masks=_Masks(), **grown)
 
     def keeps(self, item: str, put: Put) -> bool:
-        """Whether a put is of an item with that very vector."""
+        """Whether a put is of an item with that very vector, and codes where it has any yet."""
         row = self.rows.get(item)
         if row is None:
             return False
         (own,) = _units(self.model, put.vector[None])
-        return bool((self.units.rows[row] - own).abs().max() < SAME)
+        if (self.units.rows[row] - own).abs().max() >= SAME:
+            return False
+        codes = self.model.catalogue()[1]  # who has placed it anew gave it others, which every server is to have
+        return put.codes is None or bool((codes[row] == put.codes).all())
 
 
 @dataclass(frozen=True)

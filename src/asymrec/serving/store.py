@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
 from asymrec.errors import RunError
 from asymrec.serving.tables import catalogue, changes, events, keys, placements
@@ -28,6 +28,7 @@ from asymrec.serving.tables import catalogue, changes, events, keys, placements
 SQLITE = b"SQLite format 3\0"  # how such a file begins
 KEPT = 1000  # latest events of a user that are read
 PLACED_AT_ONCE = 2000
+TRIES = 5  # of a transaction that the database ends for another's sake
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,8 @@ class Store:
         with self.engine.begin() as connection:
             if self.shared:  # two servers that start at once
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(7305226)"))
+            else:  # the driver begins no transaction for tables: a start that is interrupted would leave half of them
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 
@@ -140,6 +143,16 @@ class Store:
         rows = [vars(event) for event in new]
         if not rows:
             return []
+        tries = 0
+        while True:
+            try:
+                return self._add(rows)
+            except OperationalError as error:  # two servers were sent the same ids in another order, and wait for one another
+                tries += 1
+                if tries == TRIES or getattr(error.orig, "sqlstate", None) not in ("40P01", "40001"):
+                    raise
+
+    def _add(self, rows: list[dict[str, Any]]) -> list[bool]:
         with self.engine.begin() as connection:
             if all(row["event"] is None for row in rows):
                 connection.execute(events.insert(), rows)
@@ -161,6 +174,10 @@ class Store:
         for user, item, when in lines:
             found[user].append((item, when))
         return {user: found[user][-KEPT:] for user in wanted}
+
+    def has_events(self) -> bool:
+        with self.engine.connect() as connection:
+            return connection.execute(sa.select(sa.exists().select_from(events))).scalar_one()
 
     def forget(self, user: str) -> int:
         with self.engine.begin() as connection:
