@@ -34,7 +34,10 @@ CATEGORIES = 64  # whole numbers of at most so many different values are categor
 _LABELS = ("label", "click", "clicked", "is_click", "like", "rating", "stars", "score", "overall")
 # whole numbers whose name ends with such a word are names, however many there are
 _NAMES = {"id", "code", "city", "country", "region", "state", "zip", "postcode", "category", "brand", "type", "device", "os", "language"}
-_OUTCOMES = ("count", "plays", "playtime", "hours", "watch_time", "watch_ratio", "duration", "dwell_time", "price_paid", "quantity")
+_OUTCOMES = (
+    *("count", "plays", "playtime", "hours", "watch_time", "watch_ratio", "duration", "dwell_time", "price_paid", "quantity"),
+    *("helpful", "helpful_vote", "helpful_votes", "votes", "vote", "likes", "review", "review_text", "reviewtext", "summary"),
+)
 
 
 class Field(Section):
@@ -111,7 +114,8 @@ class Schema(Section):
     def infer(cls, tables: Tables) -> Schema:
         """By names and types: ids and columns of few values are categories, other numbers numeric, lists values or vectors.
 
-        Text of which most is said once is left out, and so is what is known only after the impression (`count`, ratings).
+        Text of which most is said once is left out, and so is what by its name is known only after the impression (`count`, `votes`,
+        ratings); of other names this cannot be told, so look at what a schema reads.
         The label is the first of the columns called label, click, rating or the like: 1 of 0 and 1, 4 and more of up to 5, else the
         upper fifth of the range; it is the action of the history as well.
         """
