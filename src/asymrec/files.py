@@ -269,7 +269,7 @@ def _open_up(path: Path) -> None:
     files = [Path(folder, name) for folder, _, names in os.walk(path) for name in names] if path.is_dir() else [path]
     closed = [file for file in files if file.lstat().st_mode & 0o777 == 0o600 and not file.is_symlink()]
     if closed:
-        sample = path.with_name(f"{path.name}.mode")  # only so is the umask known without changing it for other threads
+        sample = path.with_name(f"{path.name}.tmp")  # only so is the umask known without changing it for other threads
         try:
             handle = os.open(sample, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
             mode = os.fstat(handle).st_mode & 0o777
