@@ -10,7 +10,8 @@ items again, negatives that are never of the past would tell by that alone what 
 would. So by default the data decide: `step` where more than `REPEATED` of the positives are repeats. `past` is not the time itself.
 
 Splits: `user`, the latest share of each user's interactions for the test, the share before for validation; `time`, one point in time
-for all; `random`, rows by chance, for data without time.
+for all; `random`, rows by chance, for data without time: the parts are decided when the negatives are there, as NFM's are, so that these
+are drawn by counts in all rows.
 """
 
 from __future__ import annotations
