@@ -140,7 +140,7 @@ def test_a_store_whose_making_was_interrupted_is_made_at_the_next_start(url, mon
         Store(url)
     monkeypatch.setattr(command, "upgrade", upgrade)
     store = Store(url)
-    assert store.version() == 0 and store.changes("run") == [] and not store.has_events()
+    assert store.version() == 0 and store.changes("run") == []
     store.close()
 
 
@@ -162,9 +162,25 @@ def test_events_counted_in_another_unit_hold_a_run_off(url, tmp_path):
     catalogue = Catalogue(run, store)
     assert catalogue.swap(other).run is other and catalogue.swap(run).run is run
     store.add_events([Event("u", "1", 5)])
-    with pytest.raises(RunError, match="give it another store"):
-        catalogue.swap(other)
-    assert catalogue.snapshot.run is run
+    for refused in (lambda: catalogue.swap(other), lambda: Catalogue(other, store)):
+        with pytest.raises(RunError, match=f"count time in {run.time_unit}, the run in {other.time_unit}: give it another store"):
+            refused()
+    assert catalogue.snapshot.run is run and Catalogue(run, store).snapshot.run is run
+    store.close()
+
+
+def test_a_store_of_the_first_release_is_brought_up_to_date(url, tmp_path, monkeypatch):
+    upgrade = command.upgrade
+    monkeypatch.setattr(command, "upgrade", lambda config, _: upgrade(config, "1"))
+    old = Store(url)
+    old.add_events([Event("u", "1", 5)])
+    with old.writing() as writing:
+        writing.add("run", [Change("retire", "100")])
+    old.close()
+    monkeypatch.setattr(command, "upgrade", upgrade)
+    store = Store(url)
+    catalogue = Catalogue(Run.load(make_run(tmp_path)), store)
+    assert store.events_of(["u"]) == {"u": [("1", 5)]} and catalogue.snapshot.version == 1 and not catalogue.snapshot.live[0]
     store.close()
 
 

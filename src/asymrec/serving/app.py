@@ -151,7 +151,7 @@ def _events(app: FastAPI, service: Service) -> None:
     async def post_events(given: schemas.EventsIn) -> Any:
         """Store what users did. When this answers 201 the events are on the disk, and in the users' histories."""
         snapshot = service.catalogue.snapshot
-        when = now() * PER_SECOND[snapshot.run.dataset.time_unit or "s"] // 1000
+        when = now() * PER_SECOND[snapshot.run.time_unit] // 1000
         events = []
         for event in given.events:
             snapshot.row(event.item)

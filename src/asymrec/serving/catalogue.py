@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from asymrec.errors import AsymrecError, DataError, PlacingError, RunError, UnknownIdError
+from asymrec.errors import AsymrecError, DataError, PlacingError, UnknownIdError
 from asymrec.serving.cells import as_column, as_id, fits, is_binary
 from asymrec.serving.snapshot import Put, Run, Snapshot
 from asymrec.serving.store import Change, Store
@@ -28,12 +28,13 @@ LONGEST = 1e12  # of vectors
 
 
 class Catalogue:
-    """Raises DataError, PlacingError: a change in the store that the run cannot place."""
+    """Raises DataError, PlacingError: a change in the store that the run cannot place. RunError: as `swap`."""
 
     def __init__(self, run: Run, store: Store):
         self.store = store
         self._turn = RLock()  # of writers in this process; other servers wait in the store
         self.snapshot = self._replayed(run)
+        store.count_in(run.time_unit)
 
     # Writing
 
@@ -118,13 +119,11 @@ class Catalogue:
     def swap(self, run: Run) -> Snapshot:
         """Serve another run from now on, with every change since the first. Raises PlacingError: it cannot place a changed item. RunError:
         its times are counted in another unit than the store's events."""
-        units = [each.dataset.time_unit for each in (self.snapshot.run, run)]
-        if units[0] != units[1] and self.store.has_events():
-            raise RunError(f"its times are in {units[1]}, those of the store's events in {units[0]}: give it another store")
         prepared = self._replayed(run)
         with self._turn:
             if prepared.version != self.store.version():  # changed while the run was read
                 prepared = self._replayed(run)
+            self.store.count_in(run.time_unit)
             self.snapshot = prepared
             return prepared
 

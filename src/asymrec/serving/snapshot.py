@@ -49,6 +49,11 @@ class Run:
     pipeline: Pipeline | None = None  # whose retrieval is `model`
     ranked: str = ""  # what the ranker depends on
 
+    @property
+    def time_unit(self) -> str:
+        """What its times and those of events are counted in; seconds where it has none."""
+        return self.dataset.time_unit or "s"
+
     @classmethod
     def load(cls, folder: str | Path) -> Run:
         """A run folder, or a pipeline's. Raises RunError: neither, damaged, of another format."""

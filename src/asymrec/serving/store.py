@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -28,6 +29,7 @@ from asymrec.serving.tables import catalogue, changes, events, keys, placements
 SQLITE = b"SQLite format 3\0"  # how such a file begins
 KEPT = 1000  # latest events of a user that are read
 PLACED_AT_ONCE = 2000
+PATIENCE = 30  # seconds for an SQLite file that another process writes
 TRIES = 5  # of a transaction that the database ends for another's sake
 
 
@@ -80,7 +82,7 @@ class Store:
                 self.engine = sa.create_engine(parsed, pool_pre_ping=True, pool_size=8)
             else:
                 self._take(parsed.database, serves)
-                self.engine = sa.create_engine(parsed, connect_args={"timeout": 30})
+                self.engine = sa.create_engine(parsed, connect_args={"timeout": PATIENCE})
                 sa.event.listen(self.engine, "connect", _durable)
             self._migrate()
         except (SQLAlchemyError, NoSuchModuleError, OSError, ImportError) as error:
@@ -175,9 +177,16 @@ class Store:
             found[user].append((item, when))
         return {user: found[user][-KEPT:] for user in wanted}
 
-    def has_events(self) -> bool:
+    def count_in(self, unit: str) -> None:
+        """From now on events' times are in this unit. Raises RunError: there are events in another."""
         with self.engine.connect() as connection:
-            return connection.execute(sa.select(sa.exists().select_from(events))).scalar_one()
+            if connection.execute(sa.select(catalogue.c.time_unit)).scalar_one() == unit:
+                return
+        with self.writing() as writing:
+            held = writing.connection.execute(sa.select(catalogue.c.time_unit)).scalar_one()
+            if held not in (None, unit) and writing.connection.execute(sa.select(sa.exists().select_from(events))).scalar_one():
+                raise RunError(f"the events of the store {self.name} count time in {held}, the run in {unit}: give it another store")
+            writing.connection.execute(catalogue.update().values(time_unit=unit))
 
     def forget(self, user: str) -> int:
         with self.engine.begin() as connection:
@@ -319,9 +328,16 @@ def _json(record: dict[str, Any] | None) -> str | None:
 
 def _durable(connection: Any, _: Any) -> None:
     """A commit is on the disk when it returns."""
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000"):
-        cursor.execute(f"PRAGMA {pragma}")
+    cursor, until = connection.cursor(), time.monotonic() + PATIENCE
+    for pragma in (f"busy_timeout={1000 * PATIENCE}", "journal_mode=WAL", "synchronous=FULL"):
+        while True:
+            try:
+                cursor.execute(f"PRAGMA {pragma}")
+                break
+            except sqlite3.OperationalError as error:  # for another who changes the journal SQLite does not wait by itself
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(0.02)
     cursor.close()
 
 

@@ -47,6 +47,7 @@ catalogue = sa.Table(
     metadata,
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("version", sa.BigInteger, nullable=False),  # the latest; its row is locked by whoever writes the next
+    sa.Column("time_unit", sa.Text),  # of the events: s, ms, us or ns; null until a run is served
 )
 
 keys = sa.Table(
