@@ -218,8 +218,8 @@ def is_file(view: str) -> bool:
 def draws(entry: Entry, tuning: Tuning) -> list[dict[str, Any]]:
     """The settings of each trial: none for the first, then other values than the default's. Fewer where the space has no more."""
     names, lists = list(entry.searched()), list(entry.searched().values())
-    default = [_value(entry.recipe(), name) for name in names]
     lists = [[_value(entry.recipe(**{name: value}), name) for value in values] for name, values in zip(names, lists)]
+    default = [_value(entry.recipe(), name) for name in names]  # by now the names are known to be settings
     others = [list(values) for values in itertools.product(*lists) if list(values) != default]
     others = [values for at, values in enumerate(others) if values not in others[:at]]  # .5 and 0.50 are one
     order = np.random.default_rng(tuning.seed).permutation(len(others))[: tuning.trials - 1]

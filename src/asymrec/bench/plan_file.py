@@ -175,8 +175,6 @@ def _check_entry(entry: Entry, tuning: Tuning) -> None:
     for name, values in (entry.space or {}).items():
         if not values or len({repr(value) for value in values}) < len(values):
             raise ConfigError(f"space of '{name}': expected different values, found {values}")
-        if leaf_of(name) not in Recipe.leaves():
-            raise ConfigError(f"space: unknown setting '{name}'{nearest(leaf_of(name), Recipe.leaves())}")
         if leaf_of(name) == "epochs" and tuning.epochs is not None:
             raise ConfigError("'epochs' is in its space, and `tuning` sets it for every trial")
         if leaf_of(name) in fixed:

@@ -24,6 +24,7 @@ NAMES = {
     ),
     "position": ("position", "pos", "rank_in_session", "position_in_session", "sequence_position", "seq_pos"),
 }
+PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # units of time
 _WORDS = {"user": "user id", "item": "item id", "time": "timestamp", "position": "position"}
 
 
@@ -139,7 +140,7 @@ def read_times(source: Source, column: str, notes: list[str]) -> tuple[np.ndarra
         times, unit = np.zeros(len(values), np.int64), "s"
     else:
         raise source.error(f"values of type {kind} cannot be times", column)
-    a_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
+    a_second = PER_SECOND[unit]
     if a_second > 1 and not (times % a_second).any():
         return times // a_second, null, "s"
     return times, null, unit

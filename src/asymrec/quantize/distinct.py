@@ -50,20 +50,19 @@ def make_distinct(
     if not groups:
         return codes
     taken, fresh, factors = np.sort(hashes(codes)), set(), _factors(codes.shape[1])
+
+    def held(hashed: np.uint64) -> bool:
+        place = taken.searchsorted(hashed)
+        return place < len(taken) and taken[place] == hashed
+
     for rows in groups:
         enumerations: dict[int, Iterator[Sequence[int]]] = {}  # by leader: items of the same vector go on where the last one stopped
         for row, leader in sorted(_leaders(rows, vectors)):
             if leader not in enumerations:
                 enumerations[leader] = alternatives(vectors[leader], codes[rows[0]])
-            for candidate in enumerations[leader]:
-                hashed = np.asarray(candidate, dtype=np.uint64) @ factors
-                place = taken.searchsorted(hashed)
-                if hashed not in fresh and (place == len(taken) or taken[place] != hashed):
-                    codes[row] = candidate
-                    fresh.add(hashed)
-                    break
-            else:
+            if (free := _first_free(enumerations[leader], held, fresh, factors)) is None:
                 raise QuantizerError(f"{len(codes)} items cannot have distinct ids: {remedy}")
+            codes[row] = free
     return codes
 
 
@@ -91,15 +90,22 @@ def join(
         same = codes[row].tobytes() + vectors[row].tobytes()
         if same not in enumerations:
             enumerations[same] = alternatives(vectors[row], codes[row])
-        for candidate in enumerations[same]:
-            found = np.asarray(candidate, dtype=np.uint64) @ factors
-            if found not in fresh and not (hashed == found).any():
-                codes[row] = candidate
-                fresh.add(found)
-                break
-        else:
+        if (free := _first_free(enumerations[same], lambda found: (hashed == found).any(), fresh, factors)) is None:
             raise QuantizerError(f"{len(hashed) + len(codes)} items cannot have distinct ids: {remedy}")
+        codes[row] = free
     return codes
+
+
+def _first_free(
+    candidates: Iterator[Sequence[int]], held: Callable[[np.uint64], bool], fresh: set[np.uint64], factors: np.ndarray
+) -> Sequence[int] | None:
+    """The next candidate whose hash is neither `held` nor `fresh`, where it is put; None where there is none."""
+    for candidate in candidates:
+        hashed = np.asarray(candidate, dtype=np.uint64) @ factors
+        if hashed not in fresh and not held(hashed):
+            fresh.add(hashed)
+            return candidate
+    return None
 
 
 def combinations(parts: Sequence[Iterator[tuple[float, tuple[int, ...]]]]) -> Iterator[tuple[int, ...]]:

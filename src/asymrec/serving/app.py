@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from asymrec.data.columns import PER_SECOND
 from asymrec.errors import AsymrecError, ConfigError, DataError, PlacingError, RunError, UnknownIdError
 from asymrec.serving import schemas
 from asymrec.serving.engine import Ask, Late
@@ -30,7 +31,6 @@ from asymrec.version import __version__
 log = logging.getLogger("asymrec.serving")
 PAGE = Path(__file__).with_name("page")
 FILES = {"page.css": "text/css", "page.js": "text/javascript"}
-PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 PROBLEMS = {
     400: "the body cannot be read",

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from asymrec.data.columns import PER_SECOND
+
 _DURATION = re.compile(r"(?:(-?\d+) days?,? \+?)?(\d+):(\d\d):(\d\d)(?:\.(\d{1,9}))?")  # as Python and pandas write them
-NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 LARGEST = {pa.float16(): 65504.0, pa.float32(): float(np.finfo(np.float32).max)}  # larger ones would be infinite
 
 
@@ -54,7 +55,7 @@ def as_column(values: list[Any], kind: pa.DataType) -> pa.Array:
     if pa.types.is_time(kind):
         return pa.array([None if value is None else time.fromisoformat(value) for value in values], type=kind)
     if pa.types.is_duration(kind):
-        return pa.array([None if value is None else _duration(value, NANOSECONDS[kind.unit]) for value in values], type=kind)
+        return pa.array([None if value is None else _duration(value, 10**9 // PER_SECOND[kind.unit]) for value in values], type=kind)
     if pa.types.is_temporal(kind):
         return pa.array(values, type=pa.string()).cast(kind)
     if pa.types.is_struct(kind):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import time
-from itertools import accumulate
+from itertools import islice
 
 from asymrec.serving.engine import Users
 from asymrec.serving.metrics import Metrics
@@ -51,8 +51,8 @@ class Recorder(Worker):
                 error = failed
             self.users.forget({event.user for event in events})
             self.metrics.commits.observe(time.perf_counter() - begun)
-            stops = accumulate(len(part) for part, _ in jobs)
-            counts = [sum(added[stop - len(part) : stop]) for (part, _), stop in zip(jobs, stops)]
+            each = iter(added)
+            counts = [sum(islice(each, len(part))) for part, _ in jobs]
             self.loop.call_soon_threadsafe(_tell, [future for _, future in jobs], counts, error)
             if stopping:
                 return

@@ -161,8 +161,11 @@ class Store:
                 return [True] * len(rows)
             statement = self._insert(events).on_conflict_do_nothing(index_elements=["event"]).returning(events.c.event)
             added = set(connection.execute(statement, rows).scalars())
-        first = {row["event"]: at for at, row in reversed(list(enumerate(rows)))}
-        return [row["event"] is None or (row["event"] in added and first[row["event"]] == at) for at, row in enumerate(rows)]
+        new = []
+        for row in rows:
+            new.append(row["event"] is None or row["event"] in added)
+            added.discard(row["event"])  # the same id once more is none
+        return new
 
     def events_of(self, users: Iterable[str]) -> dict[str, list[tuple[str, int]]]:
         """(item, time) of each user's latest events, the oldest first."""
