@@ -49,6 +49,18 @@ def client(run: Path, store: str, **settings: object):
         yield found
 
 
+def recommend(api, status: int = 200, **asked: object) -> dict:
+    """The API's answer, which has to come with `status`."""
+    answer = api.post("/v1/recommend", json=asked)
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+def ids(found: dict) -> list:
+    """The items of an answer of `recommend`."""
+    return [one["item"] for one in found["items"]]
+
+
 class Server:
     """`asymrec serve` as a process of its own."""
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from serving import client
+from serving import client, recommend
 from small import SETTINGS, contents, environment, here, tables
 
 from asymrec import Dataset
@@ -61,12 +61,6 @@ def run(tmp_path_factory):
 def api(run, tmp_path_factory):
     with client(run, f"sqlite:///{tmp_path_factory.mktemp('store')}/store.sqlite") as found:
         yield found
-
-
-def recommend(api, status=200, **asked):
-    answer = api.post("/v1/recommend", json=asked)
-    assert answer.status_code == status, answer.text
-    return answer.json()
 
 
 def rows(api, **condition):

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from serving import Server, client, make_run, vector
+from serving import Server, client, make_run, recommend, vector
 from small import SETTINGS, here, tables, write
 
 from asymrec.config import Recipe
@@ -36,12 +36,6 @@ def folder(tmp_path_factory):
 def api(folder, tmp_path):
     with client(folder, f"sqlite:///{tmp_path}/store.sqlite") as found:
         yield found
-
-
-def recommend(api, status=200, **asked):
-    answer = api.post("/v1/recommend", json=asked)
-    assert answer.status_code == status, answer.text
-    return answer.json()
 
 
 def test_the_list_is_the_pipelines(api, folder):
