@@ -138,7 +138,7 @@ class Tiger(Trained):
     schedule = (20, 8000, 200)
     defaults: ClassVar[dict[str, Any]] = {
         "width": 128, "layers": 4, "heads": 6, "head_width": 64, "ffn": 1024, "dropout": 0.1, "history": 20, "repeat": False,
-        "temperature": None, "learning_rate": 2e-3, "batch": 256, "patience": 8,
+        "temperature": None, "learning_rate": 2e-3, "batch": 256, "patience": 10,
     }  # fmt: skip
     space: ClassVar[dict[str, list[Any]]] = {"dropout": [0.1, 0.2], "learning_rate": [1e-3, 2e-3, 4e-3], "history": [20, 50]}
     complete = False
