@@ -22,7 +22,7 @@ test: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 docs: $(VENV)/installed
-	$(BIN)/python -m asymrec.reference > docs/configuration.md
+	$(BIN)/python -m asymrec.reference docs
 
 clean:
 	rm -rf $(VENV) demo build src/*.egg-info .pytest_cache .hypothesis .ruff_cache

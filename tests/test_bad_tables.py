@@ -67,6 +67,12 @@ from asymrec.errors import DataError
             "(unix time, or ISO 8601 such as 2024-05-31 or 2024-05-31T12:30:00Z)",
         ),
         (
+            CLICKS | {"timestamp": ["2020-01-01", "2020-01-02T10:00:00Z", "2020-01-03", "2020-01-04", "2020-01-05"]},
+            ITEMS,
+            "interactions, column 'timestamp', row 2: '2020-01-02T10:00:00Z' is a time in another form than those before it: "
+            "all are numbers, or all with a time zone, or all without",
+        ),
+        (
             CLICKS | {"timestamp": ["1", "2", "", "4", "5"]},
             ITEMS,
             "interactions, column 'timestamp', row 3: null timestamp (1 of 5 rows)",

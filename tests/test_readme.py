@@ -1,4 +1,4 @@
-"""The README and docs/python.md are run as they stand, on a small shop; docs/configuration.md says what the settings are."""
+"""The README and docs/python.md are run as they stand, on a small shop; the pages of `asymrec.reference` are what it makes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ import pytest
 from pyarrow import csv
 from small import SETTINGS, environment, settings, tables
 
+import asymrec
 from asymrec.config import PRESETS, Recipe
-from asymrec.reference import reference
+from asymrec.models import MODELS
+from asymrec.ranking.examples import ExamplesConfig
+from asymrec.ranking.ranker import RankerConfig
+from asymrec.ranking.schema import Field, History, Label
+from asymrec.reference import PAGES
 
 ROOT = Path(__file__).parents[1]
 QUICK = {name: value for name, value in SETTINGS.items() if name not in ("text", "views", "batch")} | {"encoder": "hashed"}
@@ -78,13 +83,22 @@ def test_links_of_the_documents_lead_somewhere():
             assert "://" in link or (path.parent / link).exists(), f"{path.name}: {link}"
 
 
-def test_every_setting_is_explained_and_the_page_is_not_stale():
-    page = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
-    assert page == reference(), "run: python -m asymrec.reference > docs/configuration.md"
-    for section in Recipe.model_fields.values():
-        for name, field in section.annotation.model_fields.items():
+@pytest.mark.parametrize("name", PAGES)
+def test_the_pages_of_reference_are_not_stale(name):
+    assert (ROOT / "docs" / name).read_text(encoding="utf-8") == PAGES[name](), "run: make docs"
+
+
+def test_every_setting_is_explained():
+    page = PAGES["configuration.md"]()
+    for section in (*(field.annotation for field in Recipe.model_fields.values()), RankerConfig, ExamplesConfig, Field, History, Label):
+        for name, field in section.model_fields.items():
             assert field.description, name
-            assert f"| `{name}` |" in reference()
+            assert f"| `{name}` |" in page
+
+
+def test_every_option_is_explained():
+    for line in re.findall(r"^\* `(.*)$", PAGES["commands.md"](), re.M):
+        assert re.search(r"`: \w", line), line
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -96,3 +110,9 @@ def test_the_paper_preset_is_the_papers_objective():
     recipe = Recipe.read("paper", epochs=3)
     assert (recipe.training.objective, recipe.network.repeat, recipe.training.epochs) == ("heads", False, 3)
     assert (recipe.quantizer.facets, recipe.quantizer.levels, recipe.quantizer.codewords) == (16, 3, 256)
+
+
+def test_every_model_is_named_by_its_class():
+    page = (ROOT / "docs/python.md").read_text(encoding="utf-8")
+    for name, model in MODELS.items():
+        assert f"`{name}`" in page and re.search(rf"`{model.__name__}\b", page) and getattr(asymrec, model.__name__) is model

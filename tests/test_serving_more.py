@@ -207,6 +207,18 @@ def test_keys_are_removed_by_name_or_id(run):
     assert "shop" not in here("keys", "list", *beside).stdout
 
 
+def test_a_run_that_is_named_goes_before_the_store_of_the_environment(run, tmp_path):
+    other = f"sqlite:///{tmp_path}/other.sqlite"
+    assert here("keys", "add", "elsewhere", "--store", other).returncode == 0
+    there = subprocess.run(
+        [sys.executable, "-m", "asymrec", "keys", "list", "--run", str(run)],
+        env=environment() | {"ASYMREC_STORE": other}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert there.returncode == 0 and "elsewhere" not in there.stdout
+    both = here("keys", "list", "--run", run, "--store", other)
+    assert both.returncode == 2 and "give the server's store: --run RUN, or --store URL" in both.stderr
+
+
 @pytest.mark.parametrize("condition", [{"at_least": None, "any_of": ["a", None]}, {"any_of": [[1]]}, {"at_most": {}}])
 def test_what_is_no_value_is_told_in_a_word(api, condition):
     answer = api.post("/v1/recommend", json={"history": [], "where": [{"column": "title"} | condition]})

@@ -15,33 +15,62 @@ if TYPE_CHECKING:
     from asymrec.config import Recipe
     from asymrec.data import Dataset
     from asymrec.evaluation import evaluate
-    from asymrec.models import EASE, HSTU, AsymRec, Counts, ItemKNN, Popularity, Recommender
+    from asymrec.models import (
+        EASE,
+        HSTU,
+        RPG,
+        AsymRec,
+        AsymRecBoth,
+        Counts,
+        FlexCode,
+        Fusion,
+        ItemKNN,
+        Popularity,
+        Recommender,
+        SASRec,
+        SASRecContent,
+        Tiger,
+    )
     from asymrec.quantize import MHQ
 
 _HOMES = {
     "AsymRec": "models",
+    "AsymRecBoth": "models",
     "Counts": "models",
     "Dataset": "data",
     "EASE": "models",
+    "FlexCode": "models",
+    "Fusion": "models",
     "HSTU": "models",
     "ItemKNN": "models",
     "MHQ": "quantize",
     "Popularity": "models",
+    "RPG": "models",
     "Recipe": "config",
     "Recommender": "models",
+    "SASRec": "models",
+    "SASRecContent": "models",
+    "Tiger": "models",
     "evaluate": "evaluation",
 }
 __all__ = [
     "EASE",
     "HSTU",
     "MHQ",
+    "RPG",
     "AsymRec",
+    "AsymRecBoth",
     "Counts",
     "Dataset",
+    "FlexCode",
+    "Fusion",
     "ItemKNN",
     "Popularity",
     "Recipe",
     "Recommender",
+    "SASRec",
+    "SASRecContent",
+    "Tiger",
     "__version__",
     "evaluate",
 ]

@@ -35,7 +35,7 @@ from asymrec.cli_shared import (
     print_table,
     reading,
 )
-from asymrec.errors import AsymrecError, RunError
+from asymrec.errors import AsymrecError, RunError, install
 from asymrec.version import __version__
 
 # Threads that wait for each other sleep instead of spinning, which on a processor with other work to do makes a step several times
@@ -312,6 +312,8 @@ def keys(
     scope: Annotated[str, typer.Option(metavar="SCOPE", help="add: read, or write, which includes read.")] = "read",
 ) -> None:
     """API keys of a server: `keys add NAME` prints one, once."""
+    if run is not None and store == os.environ.get("ASYMREC_STORE"):
+        store = None  # what is said goes before what is in the environment
     if (store is None) == (run is None):
         raise RunError("give the server's store: --run RUN, or --store URL")
     if scope not in ("read", "write"):
@@ -361,7 +363,7 @@ def _serving(module: str) -> Any:
     try:
         return import_module(f"asymrec.serving.{module}")
     except ImportError as error:
-        raise RunError(f"the server needs {error.name}: pip install 'asymrec[serve]'") from None
+        raise RunError(f"the server needs {error.name}: {install('serve')}") from None
 
 
 def _print_metrics(facts: dict[str, Any]) -> None:

@@ -57,7 +57,7 @@ class VectorsConfig(Section):
 class QuantizerConfig(Section):
     """MHQ: M facets, L residual levels in each, K codewords a level."""
 
-    facets: int = Field(16, ge=1, description="M, subspaces of the projected vector; the default is fewer where the vectors are narrower")
+    facets: int = Field(16, ge=1, description="M, subspaces of the projected vector; asymrec: the default is fewer for narrow vectors")
     levels: int = Field(3, ge=1, description="L, residual levels in each facet")
     codewords: int = Field(256, ge=2, le=65536, description="K, codewords in each codebook")
     projection: int | None = Field(
@@ -148,7 +148,7 @@ class NetworkConfig(Section):
     history: int | None = Field(
         None, ge=1, description="most recent items of a history that the model reads; by default what holds 95 % of the users, 50 to 200"
     )
-    beam: int = Field(50, ge=1, description="tiger: sequences of codes kept while an item is written")
+    beam: int = Field(50, ge=1, description="tiger, flexcode: sequences of codes kept while an item is written")
 
 
 class DecodingConfig(Section):
@@ -185,7 +185,7 @@ class TrainingConfig(Section):
     negatives: int = Field(8192, ge=1, description="items drawn a step where the softmax is sampled; objective `gbce`: for each target")
     calibration: float = Field(0.75, ge=0, le=1, description="objective `gbce`: t, 0 is plain binary cross-entropy, 1 undoes the sampling")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the learning rate rises")
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 autocast where the processor has it")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where the processor multiplies it faster")
     device: str = Field("auto", description="auto, cpu, cuda, mps")
     seed: int = Field(0, ge=0, lt=1 << 63, description="of everything that is drawn: equal seeds give equal models")
 

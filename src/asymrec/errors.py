@@ -35,3 +35,8 @@ class RunError(AsymrecError):
 
 class UnknownIdError(AsymrecError):
     """A user or item id that the data set does not hold."""
+
+
+def install(extra: str) -> str:
+    """How what only some need is installed, for a message."""
+    return f"pip install 'asymrec[{extra}]', in a clone '.[{extra}]'"

@@ -1,22 +1,29 @@
-"""Makes docs/configuration.md out of the settings themselves: `python -m asymrec.reference`."""
+"""Makes the reference pages out of the program itself: `python -m asymrec.reference docs` writes every page of `PAGES` there."""
 
 from __future__ import annotations
 
 import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from asymrec.config import PRESETS, Recipe
+from asymrec.config import PRESETS, Recipe, Section
 from asymrec.models import MODELS
+from asymrec.ranking import schema
+from asymrec.ranking.examples import ExamplesConfig
+from asymrec.ranking.ranker import RankerConfig
 
 
-def reference() -> str:
+def settings() -> str:
     """docs/configuration.md: every section and setting with its default, range and meaning, as Markdown."""
     lines = [
         "# Settings",
         "",
-        "Made by `python -m asymrec.reference`. A setting has one name in Python (`AsymRec(facets=32)`), on the command line",
+        "Made by `make docs`. A setting has one name in Python (`AsymRec(facets=32)`), on the command line",
         "(`--set facets=32`, or `--set quantizer.facets=32`) and in a YAML file (`--config FILE`):",
         "",
         "```yaml",
@@ -26,36 +33,98 @@ def reference() -> str:
         "```",
         "",
         "`--set` goes over `--config`, `--config` over the defaults. A run keeps all of them in its `config.yaml`, which is itself a",
-        "file for `--config`. An unknown setting is refused, and the nearest is named.",
+        "file for `--config`. An unknown setting is refused, and the nearest is named. Rankers have [settings of their own](#rankers).",
         "",
-        "Presets: `--config NAME` with a bare name takes one of " + ", ".join(f"`{name}`" for name in PRESETS) + ".",
+        "Some models have defaults of their own, each chosen once for all data; `objective` is one of those that the model can learn by:",
         "",
-        "Some models have defaults of their own, each chosen once for all data:",
+        "| model | setting: default | `objective` |",
+        "|---|---|---|",
+        *(f"| `{name}` | {_own(model.defaults)} | {_objectives(model)} |" for name, model in MODELS.items()),
         "",
-        "| model | setting: default |",
-        "|---|---|",
-        *(f"| `{name}` | {own} |" for name, model in MODELS.items() if (own := _own(model.defaults))),
+        "Presets, for `--config NAME`:",
+        "",
+        "| preset | | sets |",
+        "|---|---|---|",
+        *(_preset(name, path) for name, path in PRESETS.items()),
     ]
     for name, field in Recipe.model_fields.items():
-        section = field.annotation
-        lines += ["", f"## {name}", "", *filter(None, [(section.__doc__ or "").strip()]), ""]
-        schemas = section.model_json_schema()["properties"]
-        lines += ["| setting | default | range | meaning |", "|---|---|---|---|"]
-        for leaf, value in section.model_fields.items():
-            default = yaml.safe_dump(section().model_dump(mode="json")[leaf], default_flow_style=True).splitlines()[0]
-            lines.append(f"| `{leaf}` | `{default}` | {_range(schemas[leaf])} | {(value.description or '').replace('|', '&#124;')} |")
+        lines += ["", f"## {name}", "", *_table(field.annotation)]
+    lines += [
+        "",
+        "## Rankers",
+        "",
+        "Of `asymrec rank fit --set KEY=VALUE` and `asymrec pipeline fit --rank-set KEY=VALUE`; in Python `TokenFormer(schema, epochs=5)`.",
+        "",
+        *_table(RankerConfig, titled=False),
+        "",
+        "How `asymrec rank fit --examples KEY=VALUE` makes examples; in Python `ExamplesConfig`.",
+        "",
+        *_table(ExamplesConfig, titled=False),
+        "",
+        "What a ranker reads, a YAML file for `--schema`; `asymrec rank schema DATA` prints a start.",
+        "",
+        "```yaml",
+        *(line.removeprefix("    ") for line in schema.__doc__.splitlines() if line.startswith("    ")),
+        "```",
+    ]
+    for each in (schema.Field, schema.History, schema.Label):
+        lines += ["", *_table(each)]
     return "\n".join(lines) + "\n"
+
+
+def commands() -> str:
+    """docs/commands.md: every command with its arguments and options, as Markdown."""
+    from typer import Context
+    from typer.cli import get_docs_for_click
+    from typer.main import get_command
+
+    from asymrec.cli import app
+
+    command = get_command(app)
+    page = get_docs_for_click(obj=command, ctx=Context(command), name="asymrec", title="Commands")
+    intro = "Made by `make docs` out of what `--help` prints. What the commands are for stands in the [README](../README.md)."
+    page = page.replace("# Commands\n", f"# Commands\n\n{intro}\n", 1)
+    return re.sub(r"\n{3,}", "\n\n", page.replace("* `--help`: Show this message and exit.\n", "")).rstrip() + "\n"
+
+
+PAGES: dict[str, Callable[[], str]] = {"configuration.md": settings, "commands.md": commands}
+
+
+def _table(section: type[Section], titled: bool = True) -> Iterator[str]:
+    """A section's purpose and its settings."""
+    if titled and section.__doc__:
+        yield from (section.__doc__.strip(), "")
+    schemas = section.model_json_schema()["properties"]
+    yield from ("| setting | default | range | meaning |", "|---|---|---|---|")
+    for leaf, value in section.model_fields.items():
+        default = "needed" if value.is_required() else f"`{_yaml(value.get_default(call_default_factory=True))}`"
+        yield f"| `{leaf}` | {default} | {_range(schemas[leaf])} | {(value.description or '').replace('|', '&#124;')} |"
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True).splitlines()[0]
 
 
 def _own(defaults: dict[str, Any]) -> str:
     return ", ".join(f"`{name}: {json.dumps(value)}`" for name, value in defaults.items())
 
 
+def _objectives(model: type) -> str:
+    return ", ".join(f"`{name}`" for name in getattr(model, "objectives", ()))
+
+
+def _preset(name: str, path: Path) -> str:
+    """A row: the file's first comment, and its sections."""
+    text = path.read_text(encoding="utf-8")
+    sets = yaml.safe_dump(yaml.safe_load(text), default_flow_style=True, sort_keys=False, width=1000).strip()[1:-1]
+    return f"| `{name}` | {text.splitlines()[0].removeprefix('# ')} | `{sets}` |"
+
+
 def _range(schema: dict[str, Any]) -> str:
     """What a setting may be, in words, from its JSON schema."""
     kinds = {"integer": "integer", "number": "number", "boolean": "`true`, `false`", "string": "text", "object": "settings"}
     kinds["array"] = f"list of {kinds.get(schema.get('items', {}).get('type'), 'text')}"
-    bounds = {"minimum": ">= ", "exclusiveMinimum": "> ", "maximum": "<= ", "exclusiveMaximum": "< "}
+    bounds = {"minimum": ">= ", "exclusiveMinimum": "> ", "maximum": "<= ", "exclusiveMaximum": "< ", "multipleOf": "a multiple of "}
     words = []
     for part in schema.get("anyOf", [schema]):
         if part.get("type") != "null":
@@ -65,4 +134,5 @@ def _range(schema: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    print(reference(), end="")
+    for name, page in PAGES.items():
+        Path(sys.argv[1], name).write_text(page(), encoding="utf-8")

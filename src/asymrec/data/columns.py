@@ -151,18 +151,35 @@ def null_times(source: Source, column: str, null: np.ndarray) -> DataError:
     return source.error(f"null timestamp ({_count(int(null.sum()), len(null))})", column, int(null.argmax()))
 
 
+_TIMES = (pa.int64(), pa.float64(), *(pa.timestamp(unit, zone) for unit in ("us", "ns") for zone in (None, "UTC")))
+
+
 def _parsed(source: Source, column: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
     """Text as int64, float64 or timestamps: whichever reads all of it, else the error at the first row that the best cannot read."""
     values = pc.utf8_trim_whitespace(values)
     values = pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values)
     furthest = -1
-    for kind in (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC"), pa.timestamp("ns"), pa.timestamp("ns", "UTC")):
+    for kind in _TIMES:
         try:
             return values.cast(kind)
         except pa.ArrowException:
             furthest = max(furthest, first_bad(values, lambda part, kind=kind: part.cast(kind)))
-    told = f"cannot read {values[furthest].as_py()!r} as a time (unix time, or ISO 8601 such as 2024-05-31 or 2024-05-31T12:30:00Z)"
+    text = values[furthest].as_py()
+    told = f"cannot read {text!r} as a time (unix time, or ISO 8601 such as 2024-05-31 or 2024-05-31T12:30:00Z)"
+    if _reads(text):
+        told = f"{text!r} is a time in another form than those before it: all are numbers, or all with a time zone, or all without"
     raise source.error(told, column, furthest)
+
+
+def _reads(text: str) -> bool:
+    """Whether a text would be a time if it stood alone."""
+    for kind in _TIMES:
+        try:
+            pa.array([text]).cast(kind)
+        except pa.ArrowException:
+            continue
+        return True
+    return False
 
 
 def _from_floats(source: Source, column: str, values: np.ndarray) -> tuple[np.ndarray, str]:

@@ -138,7 +138,7 @@ class AsymRec(CodedModel):
     def _prepare(self, vectors: np.ndarray, counts: np.ndarray, listener: Listener) -> tuple[dict[str, Tensor], dict[str, Any]]:
         wide, facets = self.described(vectors).shape[1], self.recipe.quantizer.facets
         self._wide = None
-        if wide < facets == type(self.recipe.quantizer).model_fields["facets"].default:  # else somebody chose it, and is told
+        if wide < facets == type(self.recipe.quantizer).model_fields["facets"].default:  # another number was chosen, and is refused
             listener.stage(f"note: vectors of {wide} numbers are cut into {wide} facets, not {facets}")
             self._wide = wide
         return super()._prepare(vectors, counts, listener)

@@ -166,7 +166,7 @@ class CatalogueModel(Trained):
         """Write the scoring of one history as an ONNX graph: `rows` int64 [places], the last `history` items, oldest first -> float32
         [n_items], without what repeated items get on top. Raises ConfigError: the extra `onnx` is missing, another kind of network."""
         if not (isinstance(self.network.decoder, Decoder) and self._compares_items()):
-            raise ConfigError(f"{self.name} has no step that can be exported: it must have a Transformer and a vector of each item")
+            raise ConfigError(f"{self.name} has no step that can be exported: none of a Transformer's state against item vectors")
         step = Step(self._inputs, self.network.decoder, self.network.head, *self._items)
         exported.write(step, path, self.history)
 

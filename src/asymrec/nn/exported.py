@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from asymrec.errors import ConfigError
+from asymrec.errors import ConfigError, install
 
 
 class Step(nn.Module):
@@ -44,7 +44,7 @@ def write(step: Step, path: str | Path, longest: int) -> None:
     try:
         torch.onnx.export(step.eval(), (sample,), path, input_names=["rows"], dynamic_shapes=({0: places},), dynamo=True, verbose=False)
     except ImportError as error:
-        raise ConfigError(f"pip install asymrec[onnx] to export ({error})") from None
+        raise ConfigError(f"exporting needs more: {install('onnx')} ({error})") from None
 
 
 class Session:
@@ -54,7 +54,7 @@ class Session:
         try:
             import onnxruntime
         except ImportError:
-            raise ConfigError("pip install asymrec[onnx] to run an exported step") from None
+            raise ConfigError(f"an exported step needs ONNX Runtime: {install('onnx')}") from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         try:

@@ -35,15 +35,17 @@ REDRAWS = 100  # rounds in which negatives that are not allowed are drawn anew
 class ExamplesConfig(Section):
     """How impressions are made and split."""
 
-    split_by: Literal["user", "time", "random"] = Setting("user", description="see the head of asymrec/ranking/examples.py")
-    validation_share: float = Setting(0.1, gt=0, lt=0.5)
-    test_share: float = Setting(0.1, gt=0, lt=0.5)
+    split_by: Literal["user", "time", "random"] = Setting(
+        "user", description="user: the latest of each are test, those before validation; time: one cut for all"
+    )
+    validation_share: float = Setting(0.1, gt=0, lt=0.5, description="of the impressions, or of each user's; it chooses the epoch")
+    test_share: float = Setting(0.1, gt=0, lt=0.5, description="looked at once, at the end")
     negatives: int = Setting(4, ge=1, description="without labels: items drawn for each positive")
     power: float = Setting(0.75, ge=0, description="of an item's count in training, its chance to be drawn; 0: all alike")
     avoid: Literal["auto", "step", "past", "past-and-step", "user"] = Setting("auto", description="which items of the user are not drawn")
     train_latest: int = Setting(0, ge=0, description="of a user's training interactions the latest so many are asked about; 0: all")
     test_latest: int = Setting(0, ge=0, description="the same of validation and of test")
-    seed: int = Setting(0, ge=0)
+    seed: int = Setting(0, ge=0, description="of everything that is drawn")
 
 
 @dataclass(frozen=True, eq=False)

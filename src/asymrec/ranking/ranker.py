@@ -55,15 +55,15 @@ class RankerConfig(Section):
         (128, 64), min_length=1, description="field models: widths of the deep part"
     )
     crosses: int = Setting(2, ge=1, description="dcnv2: cross layers")
-    dropout: float = Setting(0.1, ge=0, lt=1)
-    learning_rate: float = Setting(1e-3, gt=0)
+    dropout: float = Setting(0.1, ge=0, lt=1, description="of tokens and of deep layers, in training")
+    learning_rate: float = Setting(1e-3, gt=0, description="of AdamW, at the end of the warm-up; falls to 0 by half a cosine")
     weight_decay: float = Setting(0.0, ge=0, description="of AdamW, on matrices and embeddings")
-    epochs: int = Setting(20, ge=1)
+    epochs: int = Setting(20, ge=1, description="passes over the training impressions, at most")
     patience: int = Setting(2, ge=1, description="epochs without a better validation AUC before stopping")
     batch: int = Setting(512, ge=1, description="targets a step, about")
     targets: int = Setting(32, ge=1, description="token models: targets that share one history in training, at most")
-    device: str = "auto"
-    seed: int = Setting(0, ge=0)
+    device: str = Setting("auto", description="auto, cpu, cuda, mps")
+    seed: int = Setting(0, ge=0, description="of everything that is drawn")
 
 
 class Features(nn.Module):

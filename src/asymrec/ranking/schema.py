@@ -66,8 +66,8 @@ class History(Section):
 class Label(Section):
     """One task: 1 where the column reaches a value."""
 
-    column: str
-    at_least: float = 1.0
+    column: str = Setting(description="column of the interactions")
+    at_least: float = Setting(1.0, description="the least value that is a positive")
 
 
 class Schema(Section):

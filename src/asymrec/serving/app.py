@@ -33,7 +33,7 @@ PAGE = Path(__file__).with_name("page")
 FILES = {"page.css": "text/css", "page.js": "text/javascript"}
 
 PROBLEMS = {
-    400: "the body cannot be read",
+    400: "the body is not UTF-8",
     401: "no valid key",
     403: "the key has not the scope",
     404: "no such user, item or version",
@@ -41,7 +41,7 @@ PROBLEMS = {
     409: "what is served cannot do this: it has no codes, vectors or ranker, or cannot place new items",
     413: "the body is too large",
     415: "the body is not said to be JSON",
-    422: "the request is not what the schema says",
+    422: "the request is no JSON, or not what the schema says",
     429: "too much at once: try again after Retry-After seconds",
     503: "the store cannot be written, or the server is stopping",
     504: "no answer in time",

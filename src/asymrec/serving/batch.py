@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from asymrec.errors import AsymrecError, DataError, RunError
+from asymrec.errors import AsymrecError, DataError, RunError, install
 from asymrec.files import atomic
 from asymrec.models import Recommender
 from asymrec.pipeline import Pipeline, is_pipeline
@@ -97,7 +97,7 @@ def write_lists_with_ray(run: str | Path, source: Path, output: Path, k: int = 1
     try:
         import ray.data
     except ImportError:
-        raise RunError("--workers needs Ray: pip install 'asymrec[ray]'") from None
+        raise RunError(f"--workers needs Ray: {install('ray')}") from None
     with _opened(source) as file:
         wanted(file.schema_arrow)
     if output.exists():

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from asymrec.errors import AsymrecError, VectorError
+from asymrec.errors import AsymrecError, VectorError, install
 from asymrec.files import checksum, wheel_files
 
 # all-MiniLM-L6-v2 (Apache-2.0) as packaged on the package index
@@ -59,7 +59,7 @@ class SentenceTransformersEncoder:
             from sentence_transformers import SentenceTransformer
         except ImportError:
             raise VectorError(
-                f"encoder '{name}' needs sentence-transformers (pip install 'asymrec[sentence-transformers]'); without it: "
+                f"encoder '{name}' needs sentence-transformers ({install('sentence-transformers')}); without it: "
                 "minilm, hashed, or a folder with a BERT model (config.json, model.safetensors, tokenizer.json)"
             ) from None
         try:
