@@ -7,6 +7,7 @@ from copy import copy
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from asymrec import EASE, AsymRec, Counts, Dataset, ItemKNN, Popularity, Recommender
 from asymrec.data import Sequences
@@ -234,6 +235,23 @@ class TestContract:
         assert found > (0.17 if name == "popularity" else 0.5)
 
 
+@pytest.mark.parametrize("name", [name for name in TRAINED if not name.startswith("fusion")])
+def test_gradients_do_not_depend_on_the_order_of_threads(name):
+    """Sums whose order is left to the threads would make two models of one seed."""
+    dataset = Dataset.read(*tables(n_users=400))
+    model = MODELS[name](seed=4, width=64, batch=4096, epochs=1, dropout=0.0).fit(dataset)
+    batch = model._batches(cut(dataset.split().train, model.history), 1)[0]
+    found = []
+    torch.set_num_threads(2)
+    for _ in range(6):
+        torch.manual_seed(5)
+        model.network.train().zero_grad()
+        model._loss(batch).backward()
+        found.append({key: part.grad.clone() for key, part in model.network.named_parameters() if part.grad is not None})
+    torch.set_num_threads(1)
+    assert all(torch.equal(other[key], part) for other in found for key, part in found[0].items())
+
+
 @pytest.mark.parametrize("name", TRAINED)
 class TestTrained:
     def test_an_interrupted_fit_ends_like_a_straight_one(self, dataset, tmp_path, name):
@@ -286,8 +304,9 @@ def test_only_the_last_items_of_a_long_history_are_read(dataset, name):
 def test_losses_that_would_be_passed_over_are_refused(kind, settings):
     with pytest.raises(ConfigError, match="mix"):
         kind(**settings)
-    with pytest.raises(ConfigError, match="with objective=gbce use mix=0"):
-        AsymRec(objective="gbce", mix=0.5)
+    for objective in ("gbce", "heads"):
+        with pytest.raises(ConfigError, match=f"with objective={objective} use mix=0"):
+            AsymRec(objective=objective, mix=0.5)
 
 
 def test_a_repeated_item_is_learned_to_be_rare_or_common():
@@ -376,3 +395,9 @@ def test_nothing_to_train_on_is_said():
     items = pa.table({"item": ["x", "y", "z"], "text": ["one", "two", "three"]})
     with pytest.raises(DataError, match="nothing to train on"):
         MODELS["asymrec"]().fit(Dataset.read(interactions, items), vectors=np.eye(3))
+
+
+def test_gbce_needs_two_items():
+    rows = pa.table({"user": ["a"] * 4 + ["b"] * 4, "item": ["i0"] * 8, "timestamp": range(8)})
+    with pytest.raises(DataError, match="objective=gbce draws other items than the target"):
+        SASRec(**SMALL | {"objective": "gbce"}).fit(Dataset.read(rows, pa.table({"item": ["i0"], "text": ["thing"]})))

@@ -160,3 +160,16 @@ def test_growing_shares_memory_and_never_changes_an_earlier_state():
     assert third.rows.data_ptr() == second.rows.data_ptr() != branch.rows.data_ptr()
     assert [len(each.rows) for each in (first, second, third, branch)] == [4, 6, 7, 7]
     assert third.rows[:, 0].tolist() == [0, 1, 2, 3, 9, 9, 7] and branch.rows[-1] == 5 and second.rows[-1] == 9
+
+
+@pytest.mark.parametrize("case", ["asymrec", "sasrec+content"])
+def test_a_refit_forgets_the_catalogue_of_before(case):
+    interactions, items = tables(60, 40, seed=5)
+    longer = [[5 * number for number in vector] for vector in items["vector"].to_pylist()]
+    other = Dataset.read(interactions, items.set_column(items.schema.get_field_index("vector"), "vector", pa.array(longer)))
+    first = MODELS[case](**SHORT).fit(Dataset.read(*tables(60, 60))).with_items(copies(other, [3]))
+    refitted, fresh = first.fit(other), MODELS[case](**SHORT).fit(other)
+    ours, theirs = (model.with_items(copies(other, [3, 7])) for model in (refitted, fresh))
+    assert len(ours.catalogue()[0]) == ours.dataset.n_items == 42
+    np.testing.assert_array_equal(ours.catalogue()[0], theirs.catalogue()[0])
+    np.testing.assert_array_equal(ours.scores(other.sequences), theirs.scores(other.sequences))

@@ -14,7 +14,7 @@ What differs from the paper:
   like content are alike before anything is known of them; the target is still the code. `codeword_map=false`, preset `free-codes`.
 - `repeat`, one learned number for items that the history already holds, see `models/catalogue.py`.
 - Retrieval is exact: every item is scored, where the paper searches a graph.
-- Biases of codes, averaged weights and the settings the paper leaves open are ours; `docs/configuration.md` lists them.
+- Biases of codes, a LayerNorm on what is read, averaged weights, steps of `batch` interactions and the settings the paper leaves open are ours; `docs/configuration.md` lists them.
 
 Ablations are settings, each with a preset: `read=codes` reads an item as the sum of its code embeddings alone, `write=vectors` compares
 the state with the item's own continuous vector instead of its codes.
@@ -132,8 +132,8 @@ class AsymRec(CodedModel):
         training, net = self.recipe.training, self.recipe.network
         if net.write == "vectors" and (training.objective == "heads" or training.mix):
             raise ConfigError("write=vectors has no codes for objective=heads or mix: use objective=catalogue and mix=0")
-        if training.objective == "gbce" and training.mix:
-            raise ConfigError("mix is added to objective=catalogue: with objective=gbce use mix=0")
+        if training.objective != "catalogue" and training.mix:
+            raise ConfigError(f"mix is added to objective=catalogue: with objective={training.objective} use mix=0")
 
     def _prepare(self, vectors: np.ndarray, counts: np.ndarray, listener: Listener) -> tuple[dict[str, Tensor], dict[str, Any]]:
         wide, facets = self.described(vectors).shape[1], self.recipe.quantizer.facets

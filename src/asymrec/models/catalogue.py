@@ -6,9 +6,10 @@ The network gives a state after each item of a history (`forward`) and has a `he
 whether users come back to the same item. Without it a data set in which nobody does costs the ranking its first places. Before an epoch
 is judged it is set anew, by the validation part (`models/repeat.py`): in training few users with many interactions can speak for all.
 
-`objective=gbce` is gSASRec's (Petrov & Macdonald, RecSys 2023, arXiv 2308.07192): binary cross-entropy over the target and
+`objective=gbce` is gSASRec's loss (Petrov & Macdonald, RecSys 2023, arXiv 2308.07192): binary cross-entropy over the target and
 `negatives` uniform draws for each place, the target's probability taken to the power beta, which undoes the overconfidence that
 sampling brings: beta = a (t (1 - 1/a) + 1/a), a = negatives / (items - 1), t = `calibration`.
+Its logits are the cosines of all objectives here; gSASRec's plain products are `temperature=null`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from asymrec.data import Examples, Sequences
 from asymrec.data.batches import PackedBatch, pack
-from asymrec.errors import ConfigError
+from asymrec.errors import ConfigError, DataError
 from asymrec.models.growing import Growing, twin
 from asymrec.models.repeat import seen_weight
 from asymrec.models.trained import Trained
@@ -77,7 +78,8 @@ class CatalogueNetwork(nn.Module):
         if inputs is None:  # each distinct item is read once, however often it stands in the batch
             distinct, items = torch.unique(items, return_inverse=True)
             inputs = self.read(distinct)
-        states = self.decoder(inputs[items], *(torch.from_numpy(part).to(device) for part in self.context(batch)))
+        read = F.embedding(items, inputs)  # not inputs[items], whose gradient depends on the order of threads
+        states = self.decoder(read, *(torch.from_numpy(part).to(device) for part in self.context(batch)))
         return states.flatten(0, 1)[torch.from_numpy(batch.places).to(device)].float()
 
     def context(self, batch: PackedBatch) -> tuple[np.ndarray, ...]:
@@ -115,6 +117,8 @@ class CatalogueModel(Trained):
 
     def _gbce(self, states: Tensor, inputs: Sequences, goals: np.ndarray) -> Tensor:
         training, device, n_items = self.recipe.training, self.device, len(self._counts)
+        if n_items < 2:
+            raise DataError("objective=gbce draws other items than the target: there is one item alone")
         negatives = min(training.negatives, n_items - 1)
         share = negatives / (n_items - 1)
         beta = share * (training.calibration * (1 - 1 / share) + 1 / share)
@@ -126,7 +130,7 @@ class CatalogueModel(Trained):
         table, bias = self.network.head.items(rows)
         logits = products(self.network.head.query(states), table.float(), where)
         if bias is not None:
-            logits = logits + bias[where]
+            logits = logits + F.embedding(where, bias.unsqueeze(1)).squeeze(2)
         if self.network.repeat is not None:
             logits = logits + self.network.repeat * repeated(seen_pairs(inputs, n_items, None, device), candidates, n_items)
         return (-beta * F.logsigmoid(logits[:, 0]) - F.logsigmoid(-logits[:, 1:]).sum(1)).mean() / (negatives + 1)
@@ -199,9 +203,8 @@ class CatalogueModel(Trained):
             if self._compares_items():
                 old |= {"items": self._items[0].T, "bias": self._items[1]}
                 new |= dict(zip(("items", "bias"), network.head.items()))
-            before = getattr(self, "_grown", {})
             for name in (name for name in old if old[name] is not None):
-                model._grown[name] = before.get(name, Growing(old[name])).then(new[name])
+                model._grown[name] = self._grown.get(name, Growing(old[name])).then(new[name])
         model.network, model._session = twin(self.network), None
         model._inputs = model._grown["inputs"].rows
         if self._compares_items():
@@ -242,7 +245,7 @@ def products(query: Tensor, table: Tensor, where: Tensor) -> Tensor:
     else:
         step = max(1, PRODUCTS_AT_ONCE // (where.shape[1] * table.shape[1]))
         parts = [
-            checkpoint(lambda part, at: torch.einsum("nd,nkd->nk", part, table[at]), part, at, use_reentrant=False)
+            checkpoint(lambda part, at: torch.einsum("nd,nkd->nk", part, F.embedding(at, table)), part, at, use_reentrant=False)
             for part, at in zip(query.split(step), where.split(step))
         ]
     return torch.cat(parts)

@@ -13,7 +13,8 @@ What differs from the paper:
 - buckets of time are half octaves of the median time between two interactions, so that the unit of the data does not matter;
 - times of a tenth of the histories, drawn anew each step, are dropped in training: the bucket of unknown times is learned, and
   histories may come without times;
-- loss, scores and training are those of our SASRec.
+- both linear layers have biases, and dropout is on the gated result too;
+- reading (a LayerNorm included), loss, scores and training are those of our SASRec.
 """
 
 from __future__ import annotations

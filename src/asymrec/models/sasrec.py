@@ -7,6 +7,7 @@ What differs from the paper, and makes it the strong baseline that later work me
 2508.06450):
 - the softmax over all items instead of one sampled negative a place; above `full_softmax` items a sampled one, or `objective=gbce`;
 - cosine over temperature instead of the plain product (`temperature=null` has the plain one), a bias for each item;
+- what is read passes a LayerNorm in the place of a factor of the root of the width; what is compared does not;
 - pre-norm blocks, packed histories and the training loop that all models here share.
 
 `sasrec+content` adds a two-layer network of the item's continuous vector to the item's learned one, where items are read and where

@@ -207,7 +207,8 @@ class Trained(Recommender):
         self._end(split)
 
     def _keep(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        self._prepared, self.report, self._hashed = tensors, values.get("report"), None
+        self._prepared, self.report = tensors, values.get("report")
+        self._placer, self._hashed, self._grown = None, None, {}  # of another catalogue, where this is a refit
         self._take(tensors)
 
     @property
@@ -258,8 +259,7 @@ class Trained(Recommender):
         if codes is not None:
             new["codes"] = torch.from_numpy(codes)
         old = {"popularity": torch.from_numpy(self._popularity)} | {name: self._prepared[name] for name in CATALOGUE if name in new}
-        grown = getattr(self, "_grown", {})
-        model._grown = grown | {name: grown.get(name, Growing(old[name])).then(rows) for name, rows in new.items()}
+        model._grown = self._grown | {name: self._grown.get(name, Growing(old[name])).then(rows) for name, rows in new.items()}
         if self._hashed is not None:
             model._hashed = self._hashed.then(_hashes(codes))
         model._popularity = model._grown["popularity"].rows.numpy()

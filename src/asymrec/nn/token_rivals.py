@@ -3,7 +3,7 @@
 HSTULayer, "Actions Speak Louder than Words" (arXiv 2402.17152). In words: SiLU of one linear map of the normed input gives a gate U,
 values V, queries Q, keys K; a token takes the mean over what it sees of V times SiLU(<q, k> + bias of the distance); that, normed, times
 U, through a second linear map, is added to the input. No softmax, no feed-forward part. Differs: distances fall into logarithmic buckets,
-without a bias of the time between; the norm is RMS as in the other token models.
+without a bias of the time between; <q, k> is divided by the root of a head's width; the norm is RMS as in the other token models.
 
 MixedLayer, after OneTrans (arXiv 2510.26104). In words: behaviours, which are many and alike, share one set of matrices; each field
 token, and the target, has matrices of its own, in attention and feed-forward both. Differs: field tokens stand before the behaviours, as

@@ -12,6 +12,7 @@ What differs from the papers:
   residuals that choose it; the encoder and the decoder learn by AdamW. A codeword that falls out of use restarts on a residual.
 - Both errors are means over entries instead of sums, so that beta means the same for every width; vectors are centred and scaled to
   mean variance 1.
+- 4,000 steps unless `rqvae_epochs` says else; TIGER trains 20,000 epochs of batches of 1,024, by Adagrad.
 - k-means starts the codebooks, level by level, on the latents of up to 65,536 items rather than of the first batch, and at the end
   two rounds put each codeword on the mean of the items that choose it.
 - A codebook gets at most one codeword for every 4 items; the remaining ones repeat the first and are never chosen.

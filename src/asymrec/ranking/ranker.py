@@ -95,7 +95,7 @@ class Features(nn.Module):
         flat = torch.cat([part.reshape(-1) for part in rows])
         distinct, place = flat.unique(return_inverse=True)
         found = self.embeddings["item"]([column[distinct] for column in self.columns["item"]])
-        parts = found.flatten(1)[place].unflatten(1, found.shape[1:]).split([part.numel() for part in rows])
+        parts = F.embedding(place, found.flatten(1)).unflatten(1, found.shape[1:]).split([part.numel() for part in rows])
         return [part.unflatten(0, rows[at].shape) if rows[at].dim() else part for at, part in enumerate(parts)]
 
 
