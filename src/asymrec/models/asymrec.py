@@ -14,7 +14,8 @@ What differs from the paper:
   like content are alike before anything is known of them; the target is still the code. `codeword_map=false`, preset `free-codes`.
 - `repeat`, one learned number for items that the history already holds, see `models/catalogue.py`.
 - Retrieval is exact: every item is scored, where the paper searches a graph.
-- Biases of codes, a LayerNorm on what is read, averaged weights, steps of `batch` interactions and the settings the paper leaves open are ours; `docs/configuration.md` lists them.
+- Biases of codes, a LayerNorm on what is read, averaged weights, steps of `batch` interactions and the settings the paper leaves open
+  are ours; `docs/configuration.md` lists them.
 
 Ablations are settings, each with a preset: `read=codes` reads an item as the sum of its code embeddings alone, `write=vectors` compares
 the state with the item's own continuous vector instead of its codes.

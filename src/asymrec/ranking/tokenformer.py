@@ -4,10 +4,11 @@ In words: one stream [static fields, separator, behaviours, targets]; below, ful
 and no longer see the static fields (BFTS), because fields of few values pull the sequence's representations into few dimensions when
 they are attended in every layer; attention is gated by its layer's input (NLIR); a linear head at the targets. Layers: nn/tokens.py.
 
-Differs from the paper: the separator before the targets is added to them instead of being a token, since a token after all behaviours
-would tie a stream to one history; targets never see one another, where the paper's rule lets a later one see those before it, so that
-candidates have the same probability in any company; an action is by default added to its item (`actions=interleave`: a token of its own,
-as there), so that a window of as many tokens holds twice as many behaviours; dropout is on embeddings and branches. W_g starts at 0 with bias 1, where the paper is silent.
+Differs from the paper: the separator before the targets is added to them instead of being a token, since a token after all behaviours would
+tie a stream to one history; targets never see one another, where the paper's rule lets a later one see those before it, so that candidates
+have the same probability in any company; an action is by default added to its item (`actions=interleave`: a token of its own, as there), so
+that a window of as many tokens holds twice as many behaviours; dropout is on embeddings and branches. W_g starts at 0 with bias 1, where
+the paper is silent.
 
 Ablations are the same network: `transformer` (four full layers, no gate), `nlir` (four full layers with the gate, 4F), `bfts` (two full
 and two windowed without), `sliding` (4S, no full layer). Without the gate the feed-forward is wider by the gate's parameters.
