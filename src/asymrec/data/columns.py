@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import uuid
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from asymrec.data.tables import Source, first_bad, first_true
+from asymrec.data.rows import first_bad, first_true, listed
+from asymrec.data.tables import Source
 from asymrec.errors import DataError
 
 # Compared without case, punctuation and a `:type` suffix; the first in the list that a table has is taken.
@@ -25,6 +27,7 @@ NAMES = {
     "position": ("position", "pos", "rank_in_session", "position_in_session", "sequence_position", "seq_pos"),
 }
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # units of time
+_NOTHING = ("", "null", "none", "nan", "nat", "n/a", "\\n", None)
 _WORDS = {"user": "user id", "item": "item id", "time": "timestamp", "position": "position"}
 
 
@@ -82,6 +85,43 @@ def normal_keys(values: pa.Array | pa.ChunkedArray) -> pa.Array:
             return values.cast(pa.large_string()).combine_chunks()
     binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
     return values.cast(pa.large_binary() if binary else pa.large_string()).combine_chunks()
+
+
+def common_keys(one: pa.Array, other: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """Keys of two tables in one form: numbers beside text as text; text beside bytes as the bytes that it is the UUID or hexadecimal of,
+    null where it is of none."""
+    if one.type == other.type:
+        return one, other
+    if pa.types.is_large_binary(one.type):
+        return one, _as_bytes(other)
+    if pa.types.is_large_binary(other.type):
+        return _as_bytes(one), other
+    return one.cast(pa.large_string()), other.cast(pa.large_string())
+
+
+def _as_bytes(keys: pa.Array) -> pa.Array:
+    encoded = keys.cast(pa.large_string()).dictionary_encode()
+    return pa.array([bytes_of(text) for text in encoded.dictionary.to_pylist()], pa.large_binary()).take(encoded.indices)
+
+
+def bytes_of(text: str) -> bytes | None:
+    """What a UUID or a hexadecimal number stands for, None where a text is neither."""
+    try:
+        return uuid.UUID(text).bytes if text.count("-") == 4 else bytes.fromhex(text)
+    except ValueError:
+        return None
+
+
+def no_value(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Which values are null, no number, or text that stands for nothing, such as `NULL`: bool."""
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    if pa.types.is_floating(values.type):
+        return pc.invert(pc.is_finite(values).fill_null(False))
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        text = pc.utf8_lower(pc.utf8_trim_whitespace(values))
+        return pc.is_in(text, value_set=pa.array(_NOTHING, text.type)).fill_null(True)
+    return values.is_null()
 
 
 def read_positions(source: Source, column: str) -> np.ndarray:
@@ -156,8 +196,7 @@ _TIMES = (pa.int64(), pa.float64(), *(pa.timestamp(unit, zone) for unit in ("us"
 
 def _parsed(source: Source, column: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
     """Text as int64, float64 or timestamps: whichever reads all of it, else the error at the first row that the best cannot read."""
-    values = pc.utf8_trim_whitespace(values)
-    values = pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values)
+    values = pc.if_else(no_value(values), pa.scalar(None, values.type), pc.utf8_trim_whitespace(values))
     furthest = -1
     for kind in _TIMES:
         try:
@@ -195,7 +234,15 @@ def _from_floats(source: Source, column: str, values: np.ndarray) -> tuple[np.nd
 
 
 def _dates(values: np.ndarray) -> np.ndarray | None:
-    """Seconds since 1970 of whole numbers that are all written as dates of 1900 to 2100, and not all on one day; None where one is not."""
+    """Seconds since 1970 of whole numbers that are all written as dates of 1900 to 2100 (20240531, or 20240531123000 with the time of day),
+    and not all on one day; None where one is not."""
+    clock = np.zeros(len(values), np.int64)
+    if len(values) and values.min() >= 19000101_000000:
+        values, clock = values // 1_000_000, values % 1_000_000
+        hour, minute, second = clock // 10_000, clock // 100 % 100, clock % 100
+        if hour.max() > 23 or minute.max() > 59 or second.max() > 59:
+            return None
+        clock = hour * 3600 + minute * 60 + second
     if not len(values) or values.min() < 19000101 or values.max() > 21001231 or values.min() == values.max():
         return None
     year, month, day = values // 10_000, values // 100 % 100, values % 100
@@ -205,7 +252,7 @@ def _dates(values: np.ndarray) -> np.ndarray | None:
     days = months.astype("datetime64[D]") + (day - 1)
     if (days.astype("datetime64[M]") != months).any():  # a 31st of April
         return None
-    return days.astype("datetime64[s]").astype(np.int64)
+    return days.astype("datetime64[s]").astype(np.int64) + clock
 
 
 def _unit(source: Source, column: str, values: np.ndarray) -> str:
@@ -226,10 +273,6 @@ def _unit(source: Source, column: str, values: np.ndarray) -> str:
 
 def _plain(name: str) -> str:
     return "".join(filter(str.isalnum, name.split(":")[0].lower()))
-
-
-def listed(columns: list[str]) -> str:
-    return ", ".join(columns[:12]) + (f" and {len(columns) - 12} more" if len(columns) > 12 else "")
 
 
 def _count(bad: int, rows: int) -> str:

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from asymrec.config import DataConfig
-from asymrec.data.columns import find_column, id_keys, listed, normal_keys
+from asymrec.data.columns import common_keys, find_column, id_keys, normal_keys
 from asymrec.data.ids import Ids
 from asymrec.data.interactions import read_interactions
+from asymrec.data.rows import listed
 from asymrec.data.sequences import Sequences
 from asymrec.data.splits import Split
 from asymrec.data.splits import split as _split
@@ -73,12 +74,14 @@ class Dataset:
         position: str | None = None,
         drop_unknown: bool = False,
         drop_duplicates: bool = False,
+        drop_incomplete: bool = False,
     ) -> Dataset:
         """Read a folder with `interactions.*` and `items.*`, or interactions and `items` as paths, pyarrow.Tables or DataFrames.
 
         user, item, time, position: column names, on top of those in `config`; found by name when not given.
         drop_unknown: leave out interactions with items that the item table does not hold, instead of refusing them.
         drop_duplicates: leave out interactions whose user, item and time an earlier row has, instead of a note.
+        drop_incomplete: leave out interactions without a user, an item or a time, instead of refusing them.
         The item table's id column has the interactions' name, or one that ids of items have, or is `id`, or is the only one that holds
         the interactions' items, each once; the last is said aloud (`notes`).
         Raises DataError in one line with the file, the column and the first bad row.
@@ -104,10 +107,12 @@ class Dataset:
         keys = id_keys(catalogue, in_items)
         _refuse_duplicates(catalogue, in_items, keys)
         values = Ids(_one_array(catalogue.table[in_items]), "item", keys)
-        drop = drop_unknown or config.drop_unknown, drop_duplicates or config.drop_duplicates
-        read = read_interactions(found, values, catalogue.name, columns, *drop)
+        drop = {"unknown": drop_unknown, "duplicates": drop_duplicates, "incomplete": drop_incomplete}
+        drop = {name: asked or getattr(config, f"drop_{name}") for name, asked in drop.items()}
+        read = read_interactions(found, values, catalogue.name, columns, drop)
         table = catalogue.table.unify_dictionaries().combine_chunks()
-        return cls(read.users, table, in_items, read.sequences, read.rest, read.time_unit, [*told, *read.notes], keys)
+        notes = [*found.notes, *catalogue.notes, *told, *read.notes]
+        return cls(read.users, table, in_items, read.sequences, read.rest, read.time_unit, notes, keys)
 
     @property
     def n_users(self) -> int:
@@ -289,8 +294,7 @@ def _holds(source: Source, column: str, wanted: pa.Array) -> bool:
         keys = normal_keys(source.of_ids(column).table[column])
     except (pa.ArrowException, TypeError):
         return False
-    if keys.type != wanted.type:
-        keys, wanted = keys.cast(pa.large_string()), wanted.cast(pa.large_string())
+    keys, wanted = common_keys(keys, wanted)
     return not keys.null_count and len(pc.unique(keys)) == len(keys) and pc.all(pc.is_in(wanted, value_set=keys)).as_py()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from asymrec.data.columns import normal_keys
+from asymrec.data.columns import bytes_of, normal_keys
 from asymrec.errors import ConfigError, UnknownIdError
 
 _FEW = 10_000
@@ -83,7 +83,7 @@ class Ids:
                 if isinstance(given, uuid.UUID):
                     return given.bytes
                 if isinstance(given, str):
-                    return uuid.UUID(given).bytes if given.count("-") == 4 else bytes.fromhex(given)
+                    return bytes_of(given)
                 return bytes(given) if isinstance(given, (bytes, bytearray)) else None
             if isinstance(given, (str, int)) and not isinstance(given, bool):
                 return str(given)

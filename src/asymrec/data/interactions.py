@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from asymrec.data.columns import find_column, id_keys, null_times, read_positions, read_times
+from asymrec.data.columns import common_keys, find_column, id_keys, no_value, normal_keys, null_times, read_positions, read_times
 from asymrec.data.ids import Ids
 from asymrec.data.sequences import Sequences
 from asymrec.data.tables import Source
@@ -29,14 +29,13 @@ class Interactions:
     notes: tuple[str, ...]
 
 
-def read_interactions(
-    source: Source, items: Ids, items_name: str, columns: dict[str, str | None], drop_unknown: bool, drop_duplicates: bool = False
-) -> Interactions:
+def read_interactions(source: Source, items: Ids, items_name: str, columns: dict[str, str | None], drop: dict[str, bool]) -> Interactions:
     """Read and order the interactions.
 
     columns: names chosen for `user`, `item`, `time`, `position` (None: find it). items_name: how messages call the item table.
-    drop_duplicates: of interactions of one user, item and time only the first is kept; else they are told of.
-    Raises DataError: a missing column, null ids, items that the item table does not hold (unless drop_unknown), unusable times.
+    drop: what is left out. `unknown`: interactions with items that the item table does not hold, which are refused else; `duplicates`: all
+    but the first of one user, item and time, which are told of else; `incomplete`: those without user, item or time, refused else.
+    Raises DataError: a missing column, null ids, unusable times, nothing left.
     """
     notes: list[str] = []
     user, item = (find_column(source, role, columns[role]) for role in ("user", "item"))
@@ -44,13 +43,15 @@ def read_interactions(
     if len(used := [name for name in (user, item, time, position) if name is not None]) > len(set(used)):
         raise source.error("one column cannot be two of user, item, time and position", max(used, key=used.count))
     source = source.of_ids(user)
+    if drop["incomplete"]:
+        source = _complete(source, [user, item] if time is None or position else [user, item, time], notes)
     user_keys = id_keys(source, user)
     item_rows = _item_rows(source, item, items)
 
     known = item_rows >= 0
     dropped = len(known) - int(known.sum())
     if dropped:
-        _tell_unknown(source, item, known, items_name, drop_unknown, notes)
+        _tell_unknown(source, item, known, items, items_name, drop["unknown"], notes)
     users, ranks = _rank_users(source.table[user], user_keys, known if dropped else None)
 
     places = read_positions(source, position) if position else None
@@ -87,8 +88,8 @@ def read_interactions(
 
     if times is not None and (again := _repeated(ranks[order], times[order], item_rows[order]) & ~missing[order]).any():
         told = f"{int(again.sum()):,} of {len(again):,} interactions repeat the user, item and time of another"
-        notes.append(f"{told}: left out" if drop_duplicates else f"{told}; `drop_duplicates` leaves them out")
-        order = order[~again] if drop_duplicates else order
+        notes.append(f"{told}: left out" if drop["duplicates"] else f"{told}; `drop_duplicates` leaves them out")
+        order = order[~again] if drop["duplicates"] else order
 
     offsets = np.zeros(len(users) + 1, np.int64)
     np.cumsum(np.bincount(ranks[order], minlength=len(users)), out=offsets[1:])
@@ -110,24 +111,53 @@ def read_interactions(
 
 
 def _item_rows(source: Source, column: str, items: Ids) -> np.ndarray:
-    keys = id_keys(source, column)
-    if keys.type == items.keys.type:
-        return items.find(keys)
-    # one table has numbers, the other text: compared as text
-    as_text = Ids(items.values, items.noun, items.keys.cast(pa.large_string()))
-    return as_text.find(keys.cast(pa.large_string()))
+    keys, theirs = common_keys(id_keys(source, column), items.keys)
+    return (items if theirs is items.keys else Ids(items.values, items.noun, theirs)).find(keys)
 
 
-def _tell_unknown(source: Source, column: str, known: np.ndarray, items_name: str, drop: bool, notes: list[str]) -> None:
+def _complete(source: Source, columns: list[str], notes: list[str]) -> Source:
+    """Without the rows that have no value in one of the columns; notes: is told how many."""
+    bad = np.logical_or.reduce([no_value(source.table[column]).to_numpy() for column in columns])
+    if not bad.any():
+        return source
+    told = f"{int(bad.sum()):,} of {len(bad):,} interactions have no {' or no '.join(columns)}"
+    if bad.all():
+        raise source.error(f"{told}: none would be left")
+    notes.append(f"{told}: left out")
+    return source.keeping(~bad)
+
+
+def _tell_unknown(source: Source, column: str, known: np.ndarray, items: Ids, items_name: str, drop: bool, notes: list[str]) -> None:
     rows = np.flatnonzero(~known)
     names = pc.unique(source.table[column].take(pa.array(rows)))
     examples = ", ".join(repr(name) for name in names[:3].to_pylist()) + (", ..." if len(names) > 3 else "")
     told = f"{len(rows):,} of {len(known):,} interactions are with {len(names):,} items that {items_name} does not hold ({examples})"
+    told += _alike(names, items)
     if not known.any():
         raise source.error(f"{told}: none would be left", column, int(rows[0]))
     if not drop:
         raise source.error(f"{told}; `drop_unknown` leaves these interactions out", column, int(rows[0]))
     notes.append(f"{told}: left out")
+
+
+def _alike(names: pa.Array, items: Ids) -> str:
+    """A word on ids that would be known if they were written as the items' are."""
+    unknown, known = (_simplified(normal_keys(values)) for values in (names, items.values))
+    places = pc.index_in(unknown, value_set=known)
+    if places.null_count == len(places):
+        return ""
+    at = pc.index(places.is_valid(), pa.scalar(True)).as_py()
+    pair = f"{names[at].as_py()!r} here, {items.values[places[at].as_py()].as_py()!r} there"
+    return f", but {len(places) - places.null_count:,} of them but for spaces, capitals, leading zeros or decimals ({pair})"
+
+
+def _simplified(keys: pa.Array) -> pa.Array:
+    if pa.types.is_large_binary(keys.type):
+        return keys
+    text = pc.utf8_lower(pc.utf8_trim_whitespace(keys.cast(pa.large_string())))
+    for pattern, instead in ((r"\.0+$", ""), (r"^0+([^.])", r"\1")):
+        text = pc.replace_substring_regex(text, pattern, instead)
+    return text
 
 
 def _rank_users(values: pa.ChunkedArray, keys: pa.Array, known: np.ndarray | None) -> tuple[Ids, np.ndarray]:
