@@ -53,13 +53,21 @@ from asymrec.errors import DataError
             {"item_id": [10, 20, 30, 20, 10]},
             "items, column 'item_id', row 4: duplicate item id 20, first in row 2 (2 rows are duplicates)",
         ),
-        (CLICKS | {"timestamp": [5, None, 3, None, 1]}, ITEMS, "interactions, column 'timestamp', row 2: null timestamp (2 of 5 rows)"),
+        (
+            CLICKS | {"timestamp": [5, None, 3, None, 1]},
+            ITEMS,
+            "interactions, column 'timestamp', row 2: null timestamp (2 of 5 rows); `drop_incomplete` leaves such rows out",
+        ),
         (
             CLICKS | {"timestamp": [1.0, 2.0, float("inf"), 3.0, 4.0]},
             ITEMS,
-            "interactions, column 'timestamp', row 3: null timestamp (1 of 5 rows)",
+            "interactions, column 'timestamp', row 3: null timestamp (1 of 5 rows); `drop_incomplete` leaves such rows out",
         ),
-        (CLICKS | {"timestamp": [None] * 5}, ITEMS, "interactions, column 'timestamp', row 1: null timestamp (5 of 5 rows)"),
+        (
+            CLICKS | {"timestamp": [None] * 5},
+            ITEMS,
+            "interactions, column 'timestamp', row 1: null timestamp (5 of 5 rows); `drop_incomplete` leaves such rows out",
+        ),
         (
             CLICKS | {"timestamp": ["2020-01-01", "2020-01-02", "2020-01-03", "soon", "2020-01-05"]},
             ITEMS,
@@ -75,7 +83,7 @@ from asymrec.errors import DataError
         (
             CLICKS | {"timestamp": ["1", "2", "", "4", "5"]},
             ITEMS,
-            "interactions, column 'timestamp', row 3: null timestamp (1 of 5 rows)",
+            "interactions, column 'timestamp', row 3: null timestamp (1 of 5 rows); `drop_incomplete` leaves such rows out",
         ),
         (CLICKS | {"timestamp": [True] * 5}, ITEMS, "interactions, column 'timestamp': values of type bool cannot be times"),
         (CLICKS | {"timestamp": [1.0, 2.0, 1e30, 3.0, 4.0]}, ITEMS, "interactions, column 'timestamp', row 3: cannot read 1e+30 as a time"),
@@ -152,7 +160,10 @@ def test_bad_files_are_one_line(tmp_path):
         (b"user_id,item_id\na,10\nb,20\n\xff\xfe,10\n", ", column 'user_id', row 3: not UTF-8 text"),
         (b"user_id,item_id,user_id\n1,10,3\n", ", column 'user_id': two columns have this name"),
         (b"user_id,item_id\n1,10\n,20\n", ", column 'user_id', row 2: null id (1 of 2 rows)"),
-        (b"user_id,item_id,time\n1,10,5\n1,20,\n", ", column 'time', row 2: null timestamp (1 of 2 rows)"),
+        (
+            b"user_id,item_id,time\n1,10,5\n1,20,\n",
+            ", column 'time', row 2: null timestamp (1 of 2 rows); `drop_incomplete` leaves such rows out",
+        ),
         (b"user_id,item_id,time\n1,10,5\n1,20,x\n", ", column 'time', row 2: cannot read 'x' as a time"),
         (b"PAR1\0\0\0\0", "not readable as CSV (binary data)"),
         (b"\xff\xfeu\0s\0", "the header is not UTF-8 text"),

@@ -146,6 +146,22 @@ def test_bad_settings(options, said, data, tmp_path):
     assert contents(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--model", "asymrc"], "did you mean 'asymrec'"),
+        (["--set", "device=cuda:99"], "device 'cuda:99'"),
+        (["--model", "rpg", "--set", "temperature=null"], "temperature must be a number"),
+        (["--model", "flexcode", "--set", "router_epochs=0"], "the router would learn nothing"),
+    ],
+)
+def test_what_needs_no_data_is_told_before_they_are_read(options, said, tmp_path):
+    (tmp_path / "shop").mkdir()  # whose tables would be missed
+    done = here("fit", "shop", "-o", "run", *options, cwd=tmp_path)
+    refused(done, said)
+    assert "read the tables" not in done.stderr and contents(tmp_path) == ["shop"]
+
+
 def test_a_run_in_the_way_and_no_run_at_all(run, data, tmp_path):
     before = (run / "metrics.json").read_bytes()
     refused(asymrec("fit", data, "-o", run), "holds a run already", "--overwrite")
@@ -257,11 +273,19 @@ def test_recommend_with_lists(run, tmp_path):
     assert {item["id"] for item in found["items"]} == {110, 111, 112}
 
 
+def test_recommend_says_that_no_item_is_left(run):
+    refused(here("recommend", run, "--user", "1", "--only", "101,102", "--exclude", "102,101"), "no item is left")
+    done = here("recommend", run, "--history", "110", "--history", "111", "--only", "110")
+    assert done.returncode == 0 and done.stdout.count("score") == 1 and done.stdout.index("score") > done.stdout.index("thing 11")
+    assert done.stderr == "note: no item is left to recommend to this history; --include-seen recommends those of the history too\n"
+
+
 def test_unknown_ids_are_named_with_the_nearest(run):
     refused(here("recommend", run, "--user", "1999"), "unknown user id '1999'", "'199'", "for example 1, 2, 3")
     refused(here("recommend", run, "--history", "110,abc,abd"), "unknown item id 'abc'", "for example 100, 101, 102")
     refused(here("recommend", run, "--user", "1", "-k", "0"), "k must be at least 1")
     refused(here("recommend", run), "--user U, or --history A,B,C")
+    refused(here("recommend", run, "--user", "1", "--history", "110"), "--user and --history are both given: it is one or the other")
 
 
 def test_codes(run):

@@ -147,6 +147,22 @@ def test_users_that_have_no_row_are_told(data, tmp_path):
     pq.write_table(pa.table({"user_id": [-5], "age": [3]}), shop / "users.parquet")
     refused = here("rank", "schema", shop)
     assert refused.returncode == 2 and "none of the users of the interactions has a row" in refused.stderr
+    pq.write_table(pa.table({"user_id": range(37), "age": range(37)}), shop / "users.parquet")
+    done = here("rank", "fit", shop, "-o", tmp_path / "r", "--ranker", "linear", *QUICK, "--set", "epochs=1")
+    assert done.returncode == 0, done.stderr
+    assert f"note: 3 of 40 users have no row in {shop / 'users.parquet'}: nothing is known of them\n" in done.stderr
+
+
+def test_users_of_two_rows_or_without_an_id_are_told(data, tmp_path):
+    for users, said in (
+        (["3", "5", "3", "5", "3"], "column 'user', row 3: duplicate user id 3, first in row 1 (3 rows are duplicates)"),
+        (["3", "5", "", "7"], "column 'user', row 3: null id (1 of 4 rows)"),
+    ):
+        for name in ("interactions.parquet", "items.parquet"):
+            (tmp_path / name).write_bytes((data / name).read_bytes())
+        (tmp_path / "users.csv").write_text("user,age\n" + "".join(f"{user},{age}\n" for age, user in enumerate(users)))
+        done = here("rank", "schema", tmp_path)
+        assert done.returncode == 2 and f"users.csv, {said}" in done.stderr, done.stderr
 
 
 def test_ids_may_be_bytes_or_uuids(tmp_path):

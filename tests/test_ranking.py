@@ -1,5 +1,7 @@
 """Schema, impressions, encoders, rankers: on a small set where nine labels of ten follow from the item."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -183,8 +185,13 @@ def test_several_tasks(tables, schema):
 def test_what_cannot_be_fitted_or_loaded_is_told(tables, schema, tmp_path):
     parts = make(tables, schema)
     ones = parts.train.take(np.flatnonzero(parts.train.labels[:, 0] == 1))
-    with pytest.raises(DataError, match="both kinds"):
+    with pytest.raises(DataError) as told:
         RANKERS["linear"](schema, **QUICK).fit(ones, parts.validation)
+    good, n = int(parts.validation.labels[:, 0].sum()), len(parts.validation)
+    held = f"{len(ones)} positives and 0 negatives in training, {good} positives and {n - good} negatives in validation"
+    assert str(told.value) == f"label 'rating', at_least 4: {held}; a ranker needs both kinds in both"
+    with pytest.raises(DataError, match="with labels"):
+        RANKERS["linear"](schema, **QUICK).fit(replace(parts.train, labels=None), parts.validation)
     with pytest.raises(RunError, match="cannot read the ranker"):
         Ranker.load(tmp_path)
 

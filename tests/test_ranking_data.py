@@ -14,7 +14,7 @@ from asymrec.ranking.asked import with_nobody
 from asymrec.ranking.encoders import Encoder
 from asymrec.ranking.folders import plain, score_items
 from asymrec.ranking.metrics import auc, calibration, measure
-from asymrec.ranking.schema import Field
+from asymrec.ranking.schema import Field, _threshold
 
 QUICK = {"width": 16, "heads": 2, "ffn": 16, "embedding": 8, "epochs": 2, "learning_rate": 1e-2, "hidden": (16,), "batch": 64}
 ITEM = {"item": [{"name": "item_id", "kind": "category"}]}
@@ -65,6 +65,27 @@ def test_a_label_may_be_a_boolean_and_an_unknown_one_is_no_impression():
     parts = make(tables, schema)
     found = np.concatenate([part.labels[:, 0] for part in vars(parts).values()])
     assert len(found) == 1200 - click.null_count and found.sum() == sum(one is True for one in click.to_pylist())
+
+
+@pytest.mark.parametrize(
+    ("values", "at_least"),
+    [
+        ([-0.2, 0.1, 0.5, 0.65, 0.8], 0.6),  # -0.2 + 0.8 * 1.0 is 0.6000000000000001
+        ([-0.2, 0.0, 0.2, 0.4, 0.6, 0.8], 0.8),  # which 0.6 does not reach
+        (range(1, 11), 9),
+        ([-1.0, -0.5, -0.25], -0.3),
+        ([2.5, 2.5], 2),
+        ([1.0, 5.0], 4),
+        ([0, 1, None], 1),
+        ([1.0, 2.0, 9.0, float("inf"), float("nan")], 9),
+        ([None, None], 1),
+    ],
+)
+def test_an_inferred_threshold_is_a_round_number_that_parts_the_values_as_the_upper_fifth_does(values, at_least):
+    assert _threshold(pa.chunked_array([pa.array(values, pa.float64())])) == at_least
+    known = np.array([value for value in values if value is not None and np.isfinite(value)])
+    if len(known) and known.max() > 1 and at_least != 4:
+        assert ((known >= at_least) == (known >= known.min() + 0.8 * (known.max() - known.min()))).all()
 
 
 def test_labels_that_cannot_be_are_told():

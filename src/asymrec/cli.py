@@ -20,6 +20,7 @@ from asymrec.cli_pipeline import pipeline
 from asymrec.cli_rank import rank
 from asymrec.cli_shared import (
     DropDuplicates,
+    DropIncomplete,
     DropUnknown,
     Exclude,
     Histories,
@@ -112,6 +113,7 @@ def fit(
     position_column: PositionColumn = None,
     drop_unknown: DropUnknown = False,
     drop_duplicates: DropDuplicates = False,
+    drop_incomplete: DropIncomplete = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted fit in RUN, with its data and settings.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in RUN, once the new one is finished.")] = False,
     on: Annotated[
@@ -123,7 +125,10 @@ def fit(
     from asymrec.config import Recipe, parse_settings
 
     chosen = parse_settings(settings or [])
-    read = reading(user_column, item_column, time_column, position_column, drop_unknown, drop_duplicates)
+    read = reading(
+        user=user_column, item=item_column, time=time_column, position=position_column,
+        drop_unknown=drop_unknown, drop_duplicates=drop_duplicates, drop_incomplete=drop_incomplete,
+    )  # fmt: skip
     chosen |= {f"data.{name}": value for name, value in read.items()}
     recipe = Recipe.read(config, **chosen)
     if data is None and not (resume and output.exists()):
@@ -188,13 +193,18 @@ def recommend(
     as_json: Json = False,
 ) -> None:
     """Recommend items to users of the data set, or to anyone with a history."""
+    if user is not None and history is not None:
+        raise RunError("--user and --history are both given: it is one or the other")
+    if user is None and history is None:
+        raise RunError("say whom to recommend to: --user U, or --history A,B,C")
     from asymrec.models import Recommender
 
     model = Recommender.load(run)
     dataset = model.dataset
     users, histories, allowed, denied = asked_ids(dataset, user, history, only, exclude)
-    if (users is None) == (histories is None):
-        raise RunError("say whom to recommend to: --user U, or --history A,B,C")
+    barred = model.barred(allowed, denied)
+    if barred is not None and barred.all():
+        raise RunError("no item is left to recommend: --only and --exclude leave none")
     ids, scores = model.recommend(histories, k, users=users, exclude_seen=not include_seen, only=allowed, exclude=denied)
 
     titles = dataset.titles()
@@ -221,7 +231,12 @@ def recommend(
         earlier = len(one["history"]) - len(latest)
         print(("" if at == 0 else "\n") + ("history" if users is None else f"user {one['user']}") + f" ({len(one['history'])} items)")
         print("  latest: " + (" | ".join(latest) or "nothing") + (f"  (and {earlier:,} earlier)" if earlier else ""))
-        print_table(["", "id", "title", "score"], [[str(i["rank"]), str(i["id"]), i["title"], f"{i['score']:.4f}"] for i in one["items"]])
+        lines = [[str(i["rank"]), str(i["id"]), i["title"], f"{i['score']:.4f}"] for i in one["items"]]
+        if lines:
+            print_table(["", "id", "title", "score"], lines)
+        else:  # all that is allowed was seen
+            whom = "this history" if users is None else f"user {one['user']}"
+            print(f"note: no item is left to recommend to {whom}; --include-seen recommends those of the history too", file=sys.stderr)
 
 
 @app.command()
@@ -340,19 +355,22 @@ def keys(
 @app.command()
 def batch(
     run: Run,
-    source: Annotated[Path, typer.Argument(metavar="USERS", help="Parquet with a column history, else user.", show_default=False)],
+    source: Annotated[Path, typer.Argument(metavar="USERS", help="Parquet with a column history, else of user ids.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Parquet to write.", show_default=False)] = ...,
     k: Annotated[int, typer.Option("-k", min=1, help="How many for each.")] = 10,
     include_seen: Annotated[bool, typer.Option("--include-seen", help="Items of the history may be recommended again.")] = False,
+    drop_unknown: Annotated[
+        bool, typer.Option("--drop-unknown", help="Unknown users get empty lists, unknown items of a history are left out.")
+    ] = False,
     workers: Annotated[int, typer.Option(min=0, help="Over a Ray cluster, with as many models; FILE becomes a folder.")] = 0,
 ) -> None:
     """Recommendations for every line of USERS, as a file; memory does not grow with the lines."""
     from asymrec.serving.batch import write_lists, write_lists_with_ray
 
     if workers:
-        write_lists_with_ray(run, source, output, k, not include_seen, workers)
+        write_lists_with_ray(run, source, output, k, not include_seen, workers, drop_unknown=drop_unknown)
     else:
-        print(f"{write_lists(run, source, output, k, not include_seen):,} lines", file=sys.stderr)
+        print(f"{write_lists(run, source, output, k, not include_seen, drop_unknown=drop_unknown):,} lines", file=sys.stderr)
     print(output)
 
 

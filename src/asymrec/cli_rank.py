@@ -11,6 +11,7 @@ import typer
 
 from asymrec.cli_shared import (
     DropDuplicates,
+    DropIncomplete,
     DropUnknown,
     ItemColumn,
     PositionColumn,
@@ -41,11 +42,15 @@ def schema(
     position_column: PositionColumn = None,
     drop_unknown: DropUnknown = False,
     drop_duplicates: DropDuplicates = False,
+    drop_incomplete: DropIncomplete = False,
 ) -> None:
     """Print what a ranker would read of DATA, as YAML to edit and give to `rank fit --schema`."""
     from asymrec.ranking import Schema, Tables
 
-    read = reading(user_column, item_column, time_column, position_column, drop_unknown, drop_duplicates)
+    read = reading(
+        user=user_column, item=item_column, time=time_column, position=position_column,
+        drop_unknown=drop_unknown, drop_duplicates=drop_duplicates, drop_incomplete=drop_incomplete,
+    )  # fmt: skip
     print(Schema.infer(Tables.read(data, **read)).yaml(), end="")
 
 
@@ -68,6 +73,7 @@ def fit(
     position_column: PositionColumn = None,
     drop_unknown: DropUnknown = False,
     drop_duplicates: DropDuplicates = False,
+    drop_incomplete: DropIncomplete = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the ranker in FOLDER, once the new one is finished.")] = False,
 ) -> None:
     """Fit a ranker on the impressions of DATA, measure it on their latest part, write a folder."""
@@ -76,7 +82,10 @@ def fit(
     from asymrec.ranking.folders import fit_ranker
 
     given = {"settings": parse_settings(settings or []), "examples": parse_settings(examples or [])}
-    given["read"] = reading(user_column, item_column, time_column, position_column, drop_unknown, drop_duplicates)
+    given["read"] = reading(
+        user=user_column, item=item_column, time=time_column, position=position_column,
+        drop_unknown=drop_unknown, drop_duplicates=drop_duplicates, drop_incomplete=drop_incomplete,
+    )  # fmt: skip
     with Progress() as progress:
         facts = fit_ranker(data, output, ranker=ranker, schema=schema, codes=codes, overwrite=overwrite, listener=progress, **given)
     _print(facts["metrics"])

@@ -28,16 +28,15 @@ TimeColumn = Annotated[str | None, typer.Option("--time-column", metavar="C", he
 PositionColumn = Annotated[str | None, typer.Option("--position-column", metavar="C", help="Column of the place in the user's sequence.")]
 DropUnknown = Annotated[bool, typer.Option("--drop-unknown", help="Drop interactions with items not in the item table.")]
 DropDuplicates = Annotated[bool, typer.Option("--drop-duplicates", help="Drop interactions that repeat user, item and time of another.")]
+DropIncomplete = Annotated[bool, typer.Option("--drop-incomplete", help="Drop interactions without a user, an item or a time.")]
 
 EXAMPLES = 3  # ids that the message of an unknown one shows
 SEARCHED = 200_000  # ids among which the nearest is looked for
 
 
-def reading(user: str | None, item: str | None, time: str | None, position: str | None, unknown: bool, duplicates: bool) -> dict[str, Any]:
+def reading(**given: str | bool | None) -> dict[str, Any]:
     """What of these options is given, by the name of its setting."""
-    given: dict[str, Any] = {"user": user, "item": item, "time": time, "position": position}
-    given |= {"drop_unknown": unknown or None, "drop_duplicates": duplicates or None}
-    return {name: value for name, value in given.items() if value is not None}
+    return {name: value for name, value in given.items() if value not in (None, False)}
 
 
 def own_ids(dataset: Any, noun: str, texts: list[str]) -> list[Any]:

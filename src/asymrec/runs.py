@@ -6,7 +6,7 @@ built beside it and put in its place in one step; a run that was there before st
 
 `manifest.json` covers the model's files. What is derived from them (metrics, ranks, report) is written anew by `evaluate_run`.
 
-Torch is imported where it is needed, so that bad tables are told before it is loaded.
+Torch is imported where it is needed: a folder in the way is told before it is loaded.
 """
 
 from __future__ import annotations
@@ -204,17 +204,20 @@ def _fit(
         return _finish(work, folder, clock)
 
     _refuse(folder, state, overwrite)
-    clock.stage("read the tables")
-    dataset = Dataset.read(data, items, config=recipe.data)
 
     from asymrec.device import choose_device, choose_precision
     from asymrec.results import split_of
     from asymrec.vectors import item_vectors
 
+    # what needs no data is told before they are read, which may take minutes
     recommender = find_model(model or "asymrec")(recipe)
+    recommender.has_codes()  # makes the quantizer, which looks at its settings
     recipe = recommender.recipe  # with the model's own defaults
     # `auto` is measured: what was chosen is kept, so that a fit that goes on elsewhere or later computes the same
     precision = str(choose_precision(recipe.training.precision, choose_device(recipe.training.device))).removeprefix("torch.")
+
+    clock.stage("read the tables")
+    dataset = Dataset.read(data, items, config=recipe.data)
     for note in dataset.notes:
         listener.stage(f"note: {note}")
     split = split_of(dataset, recipe)

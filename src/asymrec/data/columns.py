@@ -188,7 +188,8 @@ def read_times(source: Source, column: str, notes: list[str]) -> tuple[np.ndarra
 
 def null_times(source: Source, column: str, null: np.ndarray) -> DataError:
     """The error for the first null time."""
-    return source.error(f"null timestamp ({_count(int(null.sum()), len(null))})", column, int(null.argmax()))
+    told = f"null timestamp ({_count(int(null.sum()), len(null))}); `drop_incomplete` leaves such rows out"
+    return source.error(told, column, int(null.argmax()))
 
 
 _TIMES = (pa.int64(), pa.float64(), *(pa.timestamp(unit, zone) for unit in ("us", "ns") for zone in (None, "UTC")))

@@ -70,6 +70,8 @@ def fit_ranker(
     config = checked(ExamplesConfig, examples or {}, "examples")
     listener.stage("read the tables")
     tables = Tables.read(data, **read or {})
+    for note in tables.dataset.notes:
+        listener.stage(f"note: {note}")
     found = Schema.infer(tables) if schema is None else Schema.read(schema)
     if codes is not None:
         tables, known = tables_with_codes(tables, codes)

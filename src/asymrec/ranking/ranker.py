@@ -130,9 +130,7 @@ class Ranker:
 
         Raises DataError: no labels, or labels of one kind only.
         """
-        for part in (train_part, validation):
-            if part.labels is None or len(np.unique(part.labels[:, 0])) < 2:
-                raise DataError("a ranker is fitted and validated on impressions with labels of both kinds")
+        self._check_labels(train_part, validation)
         config = self.config
         self.encoders, self.action = self._fit_encoders(train_part)
         self.tasks = train_part.labels.shape[1]
@@ -242,6 +240,17 @@ class Ranker:
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise RunError(f"cannot read the ranker in {folder}: {' '.join(str(error).split())[:200]}") from None
         return ranker
+
+    def _check_labels(self, train_part: Impressions, validation: Impressions) -> None:
+        if train_part.labels is None or validation.labels is None:
+            raise DataError("a ranker is fitted and validated on impressions with labels")
+        counts = {"training": train_part.labels[:, 0] == 1, "validation": validation.labels[:, 0] == 1}
+        if all(positive.any() and not positive.all() for positive in counts.values()):
+            return
+        label = next(iter(self.schema.labels), None)
+        what = f"label '{label.column}', at_least {label.at_least:.15g}" if label else "labels"
+        held = ", ".join(f"{one.sum():,} positives and {(~one).sum():,} negatives in {part}" for part, one in counts.items())
+        raise DataError(f"{what}: {held}; a ranker needs both kinds in both")
 
     def _fit_encoders(self, part: Impressions) -> tuple[dict[str, list[Encoder]], Encoder | None]:
         dataset, schema = part.tables.dataset, self.schema

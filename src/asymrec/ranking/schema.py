@@ -12,6 +12,7 @@ Written in YAML, or inferred from the tables, printed, and edited:
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +27,7 @@ from pydantic import ValidationError, model_validator
 
 from asymrec.config import Section
 from asymrec.data import Dataset
-from asymrec.data.columns import find_column, normal_keys
+from asymrec.data.columns import common_keys, find_column, id_keys, normal_keys
 from asymrec.data.tables import SUFFIXES, find_table, read_table
 from asymrec.errors import ConfigError, DataError
 
@@ -117,7 +118,7 @@ class Schema(Section):
         Text of which most is said once is left out, and so is what by its name is known only after the impression (`count`, `votes`,
         ratings); of other names this cannot be told, so look at what a schema reads.
         The label is the first of the columns called label, click, rating or the like: 1 of 0 and 1, 4 and more of up to 5, else the
-        upper fifth of the range; it is the action of the history as well.
+        upper fifth of the range, told by the roundest number that parts these values so; it is the action of the history as well.
         """
         dataset, context = tables.dataset, tables.dataset.interactions
         names = {} if context is None else {name.lower(): name for name in context.column_names}
@@ -145,7 +146,8 @@ class Tables:
     def read(cls, folder: str | Path, **options: Any) -> Tables:
         """A folder with interactions.*, items.* and, where there is one, users.*; options as of `Dataset.read`.
 
-        A user without a row in users.* has nulls there. Raises DataError.
+        A user without a row in users.* has nulls there, and `notes` of the data set say how many there are. Raises DataError: among others,
+        users.* has an id that is null or has two rows, or none of the users.
         """
         dataset = Dataset.read(folder, **options)
         return cls.beside(dataset, folder)
@@ -159,11 +161,12 @@ class Tables:
         source = read_table(find_table(folder, "users"), "users")
         column = find_column(source, "user")
         source = source.of_ids(column)
-        keys, own = normal_keys(source.table[column]), normal_keys(dataset.user_ids)
-        if keys.type != own.type:
-            keys, own = keys.cast(pa.large_string()), own.cast(pa.large_string())
-        if len(pc.unique(keys)) < len(keys):
-            raise source.error("a user has two rows", column)
+        keys, own = common_keys(id_keys(source, column), normal_keys(dataset.user_ids))
+        first = pc.index_in(keys, keys, skip_nulls=True).fill_null(len(keys)).to_numpy()
+        if len(again := np.flatnonzero(first < np.arange(len(keys)))):
+            row = int(again[0])
+            told = f"duplicate user id {source.table[column][row].as_py()!r}, first in row {first[row] + 1:,}"
+            raise source.error(f"{told} ({len(again):,} rows are duplicates)", column, row)
         rows, others = pc.index_in(own, keys), [name for name in source.table.column_names if name != column]
         if rows.null_count == len(rows):
             raise source.error("none of the users of the interactions has a row", column)
@@ -242,9 +245,17 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _threshold(column: pa.ChunkedArray) -> float:
-    values = column.drop_null().to_numpy().astype(float)
-    if not len(values):
+    values = np.unique(column.drop_null().to_numpy().astype(float))
+    values = values[np.isfinite(values)]
+    if set(values) <= {0.0, 1.0}:
         return 1.0
-    if set(np.unique(values)) <= {0.0, 1.0}:
-        return 1.0
-    return 4.0 if 4 < values.max() <= 5 else float(values.min() + 0.8 * (values.max() - values.min()))
+    if 4 < values[-1] <= 5:
+        return 4.0
+    upper = values >= values[0] + 0.8 * (values[-1] - values[0])
+    return _roundest(max(values[~upper], default=-math.inf), float(values[upper][0]))
+
+
+def _roundest(below: float, least: float) -> float:
+    """The number of fewest decimals above `below` and at most `least`, such as 0.6 instead of 0.6000000000000001."""
+    rounded = (math.floor(least * 10**places) / 10**places for places in range(16))
+    return next((float(one) for one in rounded if below < one <= least), least)

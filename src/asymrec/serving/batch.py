@@ -1,7 +1,10 @@
 """Lists for many users at once, from a Parquet file to a Parquet file: a piece is read, answered and written before the next is read.
 
-A column `history` (lists of item ids, oldest first) is what is answered where there is one, else the run's own history of each `user`.
+A column `history` (lists of item ids, oldest first) is what is answered where there is one, else the run's own history of each user.
 All other columns go through as they are. With Ray the pieces are spread over its machines, one model in each worker.
+
+Ids are looked up before the first list is made, in one pass over their column alone: one that is not known is told at once and not after
+hours, and by its row in the whole file, which a worker does not know.
 """
 
 from __future__ import annotations
@@ -11,12 +14,16 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from asymrec.data import Dataset
+from asymrec.data.columns import find_column, listed
+from asymrec.data.tables import Source
 from asymrec.errors import AsymrecError, DataError, RunError, install
 from asymrec.files import atomic
 from asymrec.models import Recommender
@@ -25,53 +32,98 @@ from asymrec.serving.cells import is_list
 from asymrec.serving.snapshot import check_run
 
 LINES = 4096  # of a piece
+HISTORY = "history"
 
 
 class Lists:
-    """A run, or a pipeline, that turns tables with a column of users or histories into tables with `items` and `scores` as well."""
+    """A run, or a pipeline, that turns tables with a column of users or histories into tables with `items` and `scores` as well.
 
-    def __init__(self, run: str | Path, k: int = 10, exclude_seen: bool = True):
+    An unknown user gets empty lists, unknown items of a history are left out: whether that may be is for `look_up` to say, before.
+    """
+
+    def __init__(self, run: str | Path, column: str, k: int = 10, exclude_seen: bool = True):
         self.pipeline = Pipeline.load(run) if is_pipeline(run) else None
         self.model = self.pipeline.retrieval if self.pipeline else Recommender.load(run)
-        self.k, self.exclude_seen = k, exclude_seen
+        self.column, self.k, self.exclude_seen = column, k, exclude_seen
 
     def __call__(self, lines: pa.Table) -> pa.Table:
-        """Raises UnknownIdError; DataError: neither column is there."""
-        column = wanted(lines.schema)
-        asked: dict[str, Any] = {"users": lines[column].to_pylist()}
-        if column == "history":
-            asked = {"histories": [each or [] for each in lines[column].to_pylist()]}
-        if self.pipeline:
-            found = self.pipeline.recommend(**asked, k=self.k, exclude_seen=self.exclude_seen)
-            ids, scores = ([[one[name] for one in line] for line in found] for name in ("id", "score"))
+        known, _ = sort_out(self.model.dataset, self.column, lines[self.column])
+        if self.column == HISTORY:
+            ids, scores = self._lists(histories=known)
         else:
-            ids, scores = self.model.recommend(**asked, k=self.k, exclude_seen=self.exclude_seen)
+            answers = zip(*self._lists(users=[user for each in known for user in each]))
+            found = [next(answers) if each else ([], []) for each in known]
+            ids, scores = [each[0] for each in found], [each[1] for each in found]
         lists = pa.array(ids, pa.list_(self.model.dataset.item_ids.type))
         return lines.append_column("items", lists).append_column("scores", pa.array(scores, pa.list_(pa.float32())))
 
+    def _lists(self, **asked: list[Any]) -> tuple[list[list[Any]], list[list[float]]]:
+        if not self.pipeline:
+            return self.model.recommend(**asked, k=self.k, exclude_seen=self.exclude_seen)
+        found = self.pipeline.recommend(**asked, k=self.k, exclude_seen=self.exclude_seen)
+        return [[one["id"] for one in line] for line in found], [[one["score"] for one in line] for line in found]
 
-def wanted(schema: pa.Schema) -> str:
-    """The column that says whom to recommend to. Raises DataError."""
-    for name in ("history", "user", "user_id"):
-        if name in schema.names:
-            break
-    else:
-        raise DataError(f"no column history, user or user_id; there are {', '.join(schema.names)}")
-    if name == "history" and not is_list(kind := schema.field(name).type):
-        raise DataError(f"column 'history' must hold lists of item ids, found {kind}")
+
+def wanted(source: Source) -> str:
+    """The column that says whom to recommend to: `history`, else `user`, else what `fit` takes for the users. Raises DataError."""
+    schema = source.table.schema
+    name = next((name for name in (HISTORY, "user") if name in schema.names), None) or find_column(source, "user", required=False)
+    if name is None:
+        raise source.error(f"no column history, user or user_id; there are {listed(schema.names)}")
+    if name == HISTORY and not is_list(kind := schema.field(name).type):
+        raise source.error(f"column 'history' must hold lists of item ids, found {kind}")
     if taken := {"items", "scores"} & set(schema.names):
-        raise DataError(f"a column {min(taken)} is there already")
+        raise source.error(f"a column {min(taken)} is there already")
     return name
 
 
-def write_lists(run: str | Path, source: Path, output: Path, k: int = 10, exclude_seen: bool = True) -> int:
+def sort_out(dataset: Dataset, column: str, cells: pa.Array | pa.ChunkedArray) -> tuple[list[list[Any]], list[tuple[int, Any]]]:
+    """Each line's ids that the data set holds; and those that it does not hold, nulls too, with their line. A user is a list of one."""
+    given = [each or [] for each in cells.to_pylist()] if column == HISTORY else [[user] for user in cells.to_pylist()]
+    rows = (dataset.find_items if column == HISTORY else dataset.find_users)([own for each in given for own in each])
+    there = iter((rows >= 0).tolist())
+    known: list[list[Any]] = []
+    unknown = []
+    for line, each in enumerate(given):
+        found = list(islice(there, len(each)))
+        known.append(list(compress(each, found)))
+        unknown += [(line, own) for own, is_known in zip(each, found) if not is_known]
+    return known, unknown
+
+
+def look_up(file: pq.ParquetFile, source: Source, column: str, dataset: Dataset, drop_unknown: bool) -> str | None:
+    """Whether the data set holds every id of the column. Returns what is to be told of those that lists are made without, if any.
+
+    Raises DataError at the first that it does not hold, unless `drop_unknown`.
+    """
+    noun = "item" if column == HISTORY else "user"
+    read = ids = lines = 0
+    for piece in file.iter_batches(LINES, columns=[column]):
+        _, unknown = sort_out(dataset, column, piece[column])
+        if unknown and not drop_unknown:
+            line, own = unknown[0]
+            told = f"null {noun} id" if own is None else f"unknown {noun} id {own!r}"
+            raise source.error(f"{told}; --drop-unknown goes on without", column, read + line)
+        read, ids, lines = read + len(piece), ids + len(unknown), lines + len({line for line, _ in unknown})
+    if not ids:
+        return None
+    if column == HISTORY:
+        return f"{ids:,} unknown items are left out of the histories of {lines:,} of {read:,} lines"
+    return f"{lines:,} of {read:,} lines have an unknown user, or none: their lists are empty"
+
+
+def write_lists(run: str | Path, source: Path, output: Path, k: int = 10, exclude_seen: bool = True, *, drop_unknown: bool = False) -> int:
     """Answer every line of `source`; `output` is whole or not there. Memory does not grow with the lines. Returns how many there are.
 
-    Raises DataError, UnknownIdError, RunError.
+    drop_unknown: an unknown user, or null, gets empty lists, unknown items of a history are left out, and a warning says how many there
+    were; else they are refused before the first list is made.
+    Raises DataError, which names the file, and for an id its column and row; RunError.
     """
     with _opened(source) as file:
-        wanted(file.schema_arrow)
-        lists, done = Lists(run, k, exclude_seen), 0
+        place = Source(str(source), file.schema_arrow.empty_table())
+        column = wanted(place)
+        lists, done = Lists(run, column, k, exclude_seen), 0
+        told = look_up(file, place, column, lists.model.dataset, drop_unknown)
         with atomic(output) as temporary:
             writer = None
             try:
@@ -85,10 +137,21 @@ def write_lists(run: str | Path, source: Path, output: Path, k: int = 10, exclud
             finally:
                 if writer is not None:
                     writer.close()
+    if told:
+        warnings.warn(told, stacklevel=2)
     return done
 
 
-def write_lists_with_ray(run: str | Path, source: Path, output: Path, k: int = 10, exclude_seen: bool = True, workers: int = 1) -> None:
+def write_lists_with_ray(
+    run: str | Path,
+    source: Path,
+    output: Path,
+    k: int = 10,
+    exclude_seen: bool = True,
+    workers: int = 1,
+    *,
+    drop_unknown: bool = False,
+) -> None:
     """The same over a Ray cluster: `output` becomes a folder of Parquet files. Run folder and files must be seen from every machine.
 
     Raises as `write_lists`. A model reserves no CPU: what reads and writes the pieces needs one, and would wait for ever where the models
@@ -98,16 +161,21 @@ def write_lists_with_ray(run: str | Path, source: Path, output: Path, k: int = 1
         import ray.data
     except ImportError:
         raise RunError(f"--workers needs Ray: {install('ray')}") from None
-    with _opened(source) as file:
-        wanted(file.schema_arrow)
     if output.exists():
         raise RunError(f"{output} is there already")
-    check_run(Path(run))
-    arguments = (str(Path(run).resolve()), k, exclude_seen)
+    check_run(run := Path(run))
+    with _opened(source) as file:
+        place = Source(str(source), file.schema_arrow.empty_table())
+        column = wanted(place)
+        dataset = Dataset.load((run / "retrieval" if is_pipeline(run) else run) / "dataset")
+        told = look_up(file, place, column, dataset, drop_unknown)
+    arguments = (str(run.resolve()), column, k, exclude_seen)
     models = {"fn_constructor_args": arguments, "compute": ray.data.ActorPoolStrategy(size=workers), "num_cpus": 0}
     with _ray(), atomic(output) as temporary:
         lines = ray.data.read_parquet(str(Path(source).resolve()))
         lines.map_batches(Lists, **models, batch_size=LINES, batch_format="pyarrow").write_parquet(str(temporary))
+    if told:
+        warnings.warn(told, stacklevel=2)
 
 
 @contextmanager
