@@ -63,7 +63,9 @@ def test_reasons_are_the_nearest_of_the_history(api):
 def test_what_is_unknown_or_malformed_is_told(api):
     assert "unknown user id 'nobody'" in recommend(api, 404, user="nobody")["detail"]
     assert "unknown item id '999'" in recommend(api, 404, history=[999])["detail"]
-    assert "give a user or a history" in recommend(api, 422)["detail"]
+    assert recommend(api, 422)["detail"] == "body: give a user or a history"
+    assert recommend(api, 422, user="")["detail"] == "body.user: String should have at least 1 character"
+    assert recommend(api, 422, history=[105, "x" * 257])["detail"] == "body.history.1: String should have at most 256 characters"
     assert recommend(api, 422, user=7, k=0)["detail"].startswith("body.k:")
     assert "Extra inputs" in recommend(api, 422, user=7, K=3)["detail"]
     for body in (b"{", b"[1]", b'{"user": NaN}', b'{"user": "\\ud800"}', b'{"user": "a\\u0000"}', b"\xff\xfe", b'{"history": [1e400]}'):
@@ -111,6 +113,80 @@ def test_an_event_that_is_sent_twice_is_stored_once(api):
         answer = api.post("/v1/events", json={"events": [*events, events[0]]})
         assert answer.status_code == 201 and answer.json() == {"stored": new_ones}
     assert [(one["item"], one["time"]) for one in api.get("/v1/users/u").json()["history"]] == [(111, 4), (110, 5)]
+
+
+@pytest.mark.parametrize(
+    ("unit", "good", "bad"),
+    [
+        ("s", [5, 0, -5, 1_795_754_143, -1_795_754_143], [1_795_754_143_000, -1_795_754_143_000, 1_795_754_143_000_000, 2**63 - 1]),
+        ("ms", [5, 1_795_754_143_000], [1_795_754_143, 1_795_754_143_000_000]),
+        ("us", [5, 1_795_754_143_000_000], [1_795_754_143_000, 1_795_754_143_000_000_000]),
+        ("ns", [5, 1_795_754_143_000_000_000, 2**63 - 1, -(2**63)], [1_795_754_143, 1_795_754_143_000]),
+        (None, [5, 1_795_754_143], [1_795_754_143_000]),  # a run without times counts seconds
+    ],
+)
+def test_times_are_in_the_runs_unit(api, monkeypatch, unit, good, bad):
+    """One in milliseconds among seconds would be the user's latest for ever."""
+    monkeypatch.setattr(api.service.catalogue.snapshot.run.dataset, "time_unit", unit)
+    assert api.get("/v1/catalogue").json()["time_unit"] == unit
+    events = [{"user": "u", "item": 105, "time": time} for time in good]
+    assert api.post("/v1/events", json={"events": events}).json() == {"stored": len(good)}
+    for time_ in bad:
+        answer = api.post("/v1/events", json={"events": [{"user": "v", "item": 105}, events[0], events[0] | {"time": time_}]})
+        assert answer.status_code == 422
+        assert answer.json() == {"detail": f"event 3: time {time_} is not in the run's unit, {unit or 's'} (since 1970)"}
+    assert len(api.get("/v1/users/u").json()["history"]) == len(good) and api.get("/v1/users/v").status_code == 404
+
+
+def test_an_id_is_of_one_event(api):
+    events = [{"user": 7, "item": 110, "id": "a"}, {"user": "u", "item": 111, "id": "b"}, {"user": "u", "item": 112}]
+    assert api.post("/v1/events", json={"events": events}).json() == {"stored": 3}
+    again = [{"user": "7", "item": "110", "id": "a", "time": 5}]  # whenever it is said to have been, and however ids are written
+    assert api.post("/v1/events", json={"events": [*events[:2], *again]}).json() == {"stored": 0}
+    for other in ({"user": 8}, {"item": 113}):
+        answer = api.post("/v1/events", json={"events": [{"user": "w", "item": 110, "id": "c"}, events[0] | other]})
+        assert answer.status_code == 409 and answer.json()["detail"].startswith("event id 'a' is that of another event already")
+        answer = api.post("/v1/events", json={"events": [events[0] | {"id": "d"}, events[0] | other | {"id": "d"}]})
+        assert (answer.status_code, answer.json()) == (422, {"detail": "body: two different events have the id 'd'"})
+    assert api.get("/v1/users/w").status_code == 404 and api.get("/v1/users/7").json()["stored"] == 1
+    assert api.post("/v1/events", json={"events": [{"user": "w", "item": 110, "id": "c"}]}).json() == {"stored": 1}
+
+
+def test_a_request_that_is_refused_harms_none_that_shares_its_commit(api):
+    store, add, go, sizes, found = api.service.store, api.service.store.add_events, threading.Event(), [], {}
+
+    def slow(requests):
+        sizes.append(len(requests))
+        go.wait(10)
+        return add(requests)
+
+    store.add_events = slow
+    posted = {
+        "first": [{"user": "a", "item": 105, "id": "x"}],
+        "other": [{"user": "b", "item": 106, "id": "y"}, {"user": "b", "item": 106, "id": "x"}],
+        "plain": [{"user": "c", "item": 107}],
+        "same": [{"user": "a", "item": 105, "id": "x"}, {"user": "c", "item": 108, "id": "y"}],
+        "late": [{"user": "d", "item": 109, "id": "y"}],
+    }
+
+    def post(name):
+        answer = api.post("/v1/events", json={"events": posted[name]})
+        found[name] = answer.status_code, answer.json().get("stored")
+
+    threads = [threading.Thread(target=post, args=(name,)) for name in posted]
+    for number, thread in enumerate(threads):  # the first is under way, the others wait for one commit
+        thread.start()
+        until = time.monotonic() + 5
+        while (len(sizes), api.service.recorder.jobs.qsize()) != (1, number) and time.monotonic() < until:
+            time.sleep(0.01)
+    go.set()
+    for thread in threads:
+        thread.join(20)
+    assert sizes == [1, 4]
+    assert found == {"first": (201, 1), "other": (409, None), "plain": (201, 1), "same": (201, 1), "late": (409, None)}
+    kept = {user: [item for item, _ in events] for user, events in store.events_of("abcd").items()}
+    assert kept == {"a": ["105"], "b": [], "c": ["107", "108"], "d": []}
+    assert "asymrec_events_total 3.0" in api.get("/metrics").text
 
 
 # Limits
@@ -287,7 +363,10 @@ def test_keys_and_scopes(run, tmp_path):
 
 def test_other_sites_cannot_use_a_server_without_keys(run, tmp_path):
     with client(run, f"sqlite:///{tmp_path}/store.sqlite", hosts=("localhost",)) as api:
-        assert api.get("/v1/catalogue", headers={"Host": "evil.example"}).status_code == 400
+        for name in ("evil.example", "localhost.evil.example", "localhost@evil.example", "evil.example:80", "", ":80"):
+            answer = api.get("/v1/catalogue", headers={"Host": name})
+            assert answer.status_code == 400 and "the name in Host" in answer.json()["detail"], name
+        assert all(api.get("/v1/catalogue", headers={"Host": name}).status_code == 200 for name in ("localhost", "LocalHost:8000"))
         answer = api.options("/v1/events", headers={"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"})
         assert answer.status_code == 405 and "access-control-allow-origin" not in answer.headers
         event = json.dumps({"events": [{"user": 7, "item": 105}]})

@@ -143,9 +143,9 @@ def test_two_writers_at_once_leave_the_latest_version(api):
 
 def test_items_that_cannot_be_placed_are_refused_and_nothing_changes(api):
     for path, body, status, said in (
-        ("900", {"title": "no vector"}, 409, "no vector"),
+        ("900", {"title": "no vector"}, 409, "vector, row 1 (item 900): no vector"),
         ("900", new(1) | {"colour": "red"}, 422, "no column 'colour'"),
-        ("900", {"vector": "text"}, 422, "column 'vector' must be"),
+        ("900", {"vector": "text"}, 422, "column 'vector' holds lists of numbers (float), not 'text'"),
         ("nine", new(1), 422, "of type int64"),
     ):
         answer = api.put(f"/v1/items/{path}", json=body)
@@ -153,6 +153,25 @@ def test_items_that_cannot_be_placed_are_refused_and_nothing_changes(api):
     twice = {"items": [{"item": 900, "columns": new(1)}, {"item": "900", "columns": new(2)}]}
     assert "twice" in api.post("/v1/items", json=twice).json()["detail"]
     assert api.get("/v1/catalogue").json()["version"] == 0
+
+
+def test_an_item_without_text_is_told_by_its_id(tmp_path, monkeypatch):
+    """With a stand-in for the encoder."""
+
+    class Letters:
+        identity = "letters"
+
+        def encode(self, texts, max_tokens, advance):
+            return np.array([[text.count(chr(97 + at)) + 0.1 for at in range(26)] for text in texts], np.float32)
+
+    monkeypatch.setattr("asymrec.vectors.encoders.find_encoder", lambda name: Letters())
+    monkeypatch.setattr("asymrec.vectors.placing.find_encoder", lambda name: Letters())
+    monkeypatch.setattr("asymrec.serving.catalogue.PLACED_AT_ONCE", 2)
+    with client(make_run(tmp_path, text=["title"], views=[]), f"sqlite:///{tmp_path}/store.sqlite") as api:
+        items = [{"item": 900 + at, "columns": {"title": "a thing" if at != 2 else ""}} for at in range(4)]
+        for answer in (api.post("/v1/items", json={"items": items}), api.put("/v1/items/902", json={})):
+            assert answer.status_code == 409 and "item '902' has no text: give one of title" in answer.json()["detail"], answer.text
+        assert api.post("/v1/items", json={"items": items[:2]}).json() == {"version": 1}
 
 
 def test_codes(api):

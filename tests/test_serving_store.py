@@ -17,7 +17,7 @@ from serving import client, make_run, postgres, vector
 from asymrec.errors import RunError
 from asymrec.serving.catalogue import Catalogue, surviving
 from asymrec.serving.snapshot import Run
-from asymrec.serving.store import Change, Event, Store
+from asymrec.serving.store import Change, Event, Store, Taken
 from asymrec.serving.tables import metadata
 
 
@@ -55,12 +55,12 @@ def test_migrations_make_the_tables(url):
 def test_events_and_keys(url):
     store = Store(url)
     again = Event("b", "3", 1, "x")
-    assert store.add_events([Event("a", "1", 5), Event("a", "2", 4), again, again]) == [True, True, True, False]
-    assert store.add_events([again]) == [False] and store.add_events([]) == []
+    assert store.add_events([[Event("a", "1", 5), Event("a", "2", 4)], [again, again], [again]]) == [2, 1, 0]
+    assert store.add_events([[again]]) == [0] and store.add_events([]) == []
     assert store.events_of(["a"]) == {"a": [("2", 4), ("1", 5)]}
     assert store.events_of(["b", "a", "c", "a"]) == {"b": [("3", 1)], "a": [("2", 4), ("1", 5)], "c": []}
     assert store.forget("a") == 2 and store.events_of("ab") == {"a": [], "b": [("3", 1)]}
-    store.add_events([Event("many", str(number), number) for number in range(1200)])
+    store.add_events([[Event("many", str(number), number) for number in range(1200)]])
     assert len(store.events_of(["many"])["many"]) == len(store.events_of(["many", "b"])["many"]) == 1000
     store.add_key("abc", "ann", "read", "digest")
     assert store.find_key("abc") == ("ann", "read", "digest") and store.find_key("x") is None
@@ -149,8 +149,40 @@ def test_the_same_events_in_another_order_at_another_server(url):
     for turn in range(5):
         events = [Event("u", "1", number, f"{turn}-{number}") for number in range(300)]
         with ThreadPoolExecutor(2) as pool:
-            parts = [pool.submit(store.add_events, order) for store, order in zip(stores * 2, (events, events[::-1]))]
+            parts = [pool.submit(store.add_events, [order]) for store, order in zip(stores * 2, (events, events[::-1]))]
         assert sum(sum(part.result()) for part in parts) == 300
+    for store in stores:
+        store.close()
+
+
+def test_an_id_of_another_event_is_refused_with_all_of_its_request(url):
+    store = Store(url)
+    assert store.add_events([[Event("a", "1", 5, "x")]]) == [1]
+    requests = [
+        [Event("b", "1", 5, "x"), Event("b", "1", 5, "y"), Event("b", "2", 5)],  # of another user
+        [Event("c", "1", 5, "y"), Event("a", "1", 9, "x")],  # the former is refused, so `y` is free
+        [Event("a", "2", 5, "x")],  # another item
+        [Event("d", "1", 5, "y")],  # of a request before
+        [Event("e", "1", 5), Event("c", "1", 5, "y")],
+    ]
+    found = store.add_events(requests)
+    refused = {number: str(answer) for number, answer in enumerate(found) if isinstance(answer, Taken)}
+    assert refused.keys() == {0, 2, 3} and (found[1], found[4]) == (1, 1)
+    assert all(f"event id '{name}' is that of another event" in refused[number] for number, name in ((0, "x"), (2, "x"), (3, "y")))
+    assert store.events_of("abcde") == {"a": [("1", 5)], "b": [], "c": [("1", 5)], "d": [], "e": [("1", 5)]}
+    store.close()
+
+
+def test_of_two_events_with_one_id_at_two_servers_one_is_stored(url):
+    stores = [Store(url) for _ in range(1 + url.startswith("postgresql"))]
+    for turn in range(5):
+        requests = [[Event(user, "1", number, f"{turn}-{number}")] for user in "ab" for number in range(50)]
+        with ThreadPoolExecutor(2) as pool:
+            parts = [pool.submit(store.add_events, order) for store, order in zip(stores * 2, (requests, requests[::-1]))]
+        answers = [answer for part in parts for answer in part.result()]
+        assert sum(answer == 1 for answer in answers if isinstance(answer, int)) == 50
+        assert sum(isinstance(answer, Taken) for answer in answers) == 100  # each id's other event, at both
+    assert sum(map(len, stores[0].events_of("ab").values())) == 250
     for store in stores:
         store.close()
 
@@ -161,7 +193,7 @@ def test_events_counted_in_another_unit_hold_a_run_off(url, tmp_path):
     other.dataset.time_unit = "ms" if run.dataset.time_unit != "ms" else "us"
     catalogue = Catalogue(run, store)
     assert catalogue.swap(other).run is other and catalogue.swap(run).run is run
-    store.add_events([Event("u", "1", 5)])
+    store.add_events([[Event("u", "1", 5)]])
     for refused in (lambda: catalogue.swap(other), lambda: Catalogue(other, store)):
         with pytest.raises(RunError, match=f"count time in {run.time_unit}, the run in {other.time_unit}: give it another store"):
             refused()
@@ -173,7 +205,7 @@ def test_a_store_of_the_first_release_is_brought_up_to_date(url, tmp_path, monke
     upgrade = command.upgrade
     monkeypatch.setattr(command, "upgrade", lambda config, _: upgrade(config, "1"))
     old = Store(url)
-    old.add_events([Event("u", "1", 5)])
+    old.add_events([[Event("u", "1", 5)]])
     with old.writing() as writing:
         writing.add("run", [Change("retire", "100")])
     old.close()

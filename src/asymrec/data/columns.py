@@ -26,6 +26,7 @@ NAMES = {
     ),
     "position": ("position", "pos", "rank_in_session", "position_in_session", "sequence_position", "seq_pos"),
 }
+_LEAST = {"ns": 1e17, "us": 1e14, "ms": 1e11, "s": 1e8}  # numbers from here on are times of our days in that unit
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # units of time
 _NOTHING = ("", "null", "none", "nan", "nat", "n/a", "\\n", None)
 _WORDS = {"user": "user id", "item": "item id", "time": "timestamp", "position": "position"}
@@ -256,15 +257,21 @@ def _dates(values: np.ndarray) -> np.ndarray | None:
     return days.astype("datetime64[s]").astype(np.int64) + clock
 
 
+def unit_of(time: float) -> str | None:
+    """What a number of this size counts since 1970: 1e11 seconds are the year 5138, 1e11 milliseconds are 1973. None for a small one,
+    which may stand for no time."""
+    return next((unit for unit, least in _LEAST.items() if abs(time) >= least), None)
+
+
 def _unit(source: Source, column: str, values: np.ndarray) -> str:
-    """What numbers of this size count since 1970: 1e11 seconds are the year 5138, 1e11 milliseconds are 1973.
+    """What all of these count, see `unit_of`.
 
     Raises DataError: some are times of our days in another unit than others. Such as in the largest's unit lie within its first days of
     1970, zeros and small numbers, stand for no time in most data, and are let pass.
     """
     sizes = np.abs(values)
-    unit, least = next(((name, least) for name, least in (("ns", 1e17), ("us", 1e14), ("ms", 1e11)) if sizes.max() >= least), ("s", 0.0))
-    other = (sizes >= 1e8) & (sizes < least)
+    unit = unit_of(sizes.max()) or "s"
+    other = (sizes >= _LEAST["s"]) & (sizes < _LEAST[unit])
     if other.any():
         row, most = int(other.argmax()), int(sizes.argmax())
         told = f"{values[row].item()!r} and {values[most].item()!r} are not of one unit: the latter counts {unit} since 1970"

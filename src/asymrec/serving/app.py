@@ -14,7 +14,6 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from asymrec.data.columns import PER_SECOND
 from asymrec.errors import AsymrecError, ConfigError, DataError, PlacingError, RunError, UnknownIdError
@@ -24,7 +23,7 @@ from asymrec.serving.limits import Limits
 from asymrec.serving.routes_catalogue import routes as catalogue_routes
 from asymrec.serving.security import needs
 from asymrec.serving.service import Service
-from asymrec.serving.store import Event, now
+from asymrec.serving.store import Event, Taken, now
 from asymrec.serving.worker import Busy
 from asymrec.version import __version__
 
@@ -33,12 +32,12 @@ PAGE = Path(__file__).with_name("page")
 FILES = {"page.css": "text/css", "page.js": "text/javascript"}
 
 PROBLEMS = {
-    400: "the body is not UTF-8",
+    400: "the body is not UTF-8, or the name in Host is not the server's",
     401: "no valid key",
     403: "the key has not the scope",
     404: "no such user, item or version",
     408: "the body came too slowly",
-    409: "what is served cannot do this: it has no codes, vectors or ranker, or cannot place new items",
+    409: "what is served cannot do this: it has no codes, vectors or ranker, or cannot place new items; or an event's id is another's",
     413: "the body is too large",
     415: "the body is not said to be JSON",
     422: "the request is no JSON, or not what the schema says",
@@ -71,9 +70,8 @@ def create_app(service: Service) -> FastAPI:
     )
     settings = service.settings
     app.state.service, app.state.keys, app.state.metrics = service, service.keys, service.metrics
-    if settings.hosts:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.hosts), www_redirect=False)
-    app.add_middleware(Limits, metrics=service.metrics, largest=settings.largest, pace=settings.pace, at_once=settings.at_once)
+    limits = {"hosts": settings.hosts, "largest": settings.largest, "pace": settings.pace, "at_once": settings.at_once}
+    app.add_middleware(Limits, metrics=service.metrics, **limits)
     _errors(app)
     _recommendations(app, service)
     _events(app, service)
@@ -84,18 +82,18 @@ def create_app(service: Service) -> FastAPI:
 
 def _errors(app: FastAPI) -> None:
     def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
-        return JSONResponse({"detail": detail}, status, headers)
+        return JSONResponse({"detail": detail.encode("utf-8", "replace").decode()}, status, headers)  # JSON may hold half a character
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]  # without the input, which may be anything, of any size
         place = ".".join(str(part)[:80] for part in first["loc"])
-        return problem(422, f"{place}: {first['msg'][:300]}".encode("utf-8", "replace").decode())
+        return problem(422, f"{place}: {first['msg'].removeprefix('Value error, ')[:300]}")
 
     @app.exception_handler(AsymrecError)
     async def refused(_: Request, error: AsymrecError) -> JSONResponse:
-        status = {UnknownIdError: 404, PlacingError: 409, RunError: 409, ConfigError: 422, DataError: 422}.get(type(error), 422)
-        return problem(status, " ".join(str(error).split()))
+        status = {UnknownIdError: 404, PlacingError: 409, RunError: 409, Taken: 409, ConfigError: 422, DataError: 422}
+        return problem(status.get(type(error), 422), " ".join(str(error).split()))
 
     @app.exception_handler(Busy)
     async def busy(_: Request, error: Busy) -> JSONResponse:
@@ -151,10 +149,13 @@ def _events(app: FastAPI, service: Service) -> None:
     async def post_events(given: schemas.EventsIn) -> Any:
         """Store what users did. When this answers 201 the events are on the disk, and in the users' histories."""
         snapshot = service.catalogue.snapshot
-        when = now() * PER_SECOND[snapshot.run.time_unit] // 1000
+        unit = snapshot.run.time_unit
+        when = now() * PER_SECOND[unit] // 1000
         events = []
-        for event in given.events:
+        for number, event in enumerate(given.events, 1):
             snapshot.row(event.item)
+            if event.time is not None and not snapshot.run.may_count(event.time):
+                raise DataError(f"event {number}: time {event.time} is not in the run's unit, {unit} (since 1970)")
             events.append(Event(str(event.user), str(event.item), when if event.time is None else event.time, event.id))
         return JSONResponse({"stored": await service.recorder.record(events)}, 201)
 

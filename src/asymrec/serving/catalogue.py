@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from asymrec.errors import AsymrecError, DataError, PlacingError, UnknownIdError
-from asymrec.serving.cells import as_column, as_id, fits, is_binary
+from asymrec.serving.cells import as_column, as_id, fits, is_binary, misfit
 from asymrec.serving.snapshot import Put, Run, Snapshot
 from asymrec.serving.store import Change, Store
 
@@ -226,12 +226,20 @@ def item_lines(run: Run, items: list[tuple[Any, dict[str, Any]]]) -> pa.Table:
         raise DataError(f"items have no column '{unknown[0][:80]}'; there are {known}")
     arrays = {column: _ids(run, [own for own, _ in items])}
     for name in names:
-        kind = schema.field(name).type
-        try:
-            arrays[name] = as_column([record.get(name) for _, record in items], kind)
-        except (pa.ArrowException, TypeError, ValueError, OverflowError, AttributeError) as error:
-            raise DataError(f"column '{name}' must be {kind}: {' '.join(str(error).split())[:200]}") from None
+        arrays[name] = _column(name, [record.get(name) for _, record in items], schema.field(name).type)
     return run.dataset.item_table(pa.table(arrays))
+
+
+def _column(name: str, values: list[Any], kind: pa.DataType) -> pa.Array:
+    """Raises DataError: a value that is none of this type, the first of them; values that are too many for it."""
+    try:
+        return as_column(values, kind)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError, AttributeError) as error:
+        if len(values) == 1:
+            raise misfit(name, values[0], kind) from None
+        for value in values:
+            _column(name, [value], kind)
+        raise DataError(f"column '{name}' ({kind}) cannot take all these values: {' '.join(str(error).split())[:200]}") from None
 
 
 def _refuse_misfits(run: Run, items: list[tuple[Any, dict[str, Any]]]) -> None:
@@ -240,7 +248,7 @@ def _refuse_misfits(run: Run, items: list[tuple[Any, dict[str, Any]]]) -> None:
     for _, record in items:
         for name, value in record.items():
             if name in schema.names and not fits(value, schema.field(name).type):
-                raise DataError(f"column '{name}' must be {schema.field(name).type}: found {str(value)[:80]!r}")
+                raise misfit(name, value, schema.field(name).type)
 
 
 def _ids(run: Run, ids: list[Any]) -> pa.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import time
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from asymrec.data.columns import PER_SECOND
+from asymrec.errors import DataError
 
 _DURATION = re.compile(r"(?:(-?\d+) days?,? \+?)?(\d+):(\d\d):(\d\d)(?:\.(\d{1,9}))?")  # as Python and pandas write them
 LARGEST = {pa.float16(): 65504.0, pa.float32(): float(np.finfo(np.float32).max)}  # larger ones would be infinite
@@ -91,6 +93,42 @@ def fits(value: Any, kind: pa.DataType) -> bool:
     if pa.types.is_integer(kind):
         return number and (isinstance(value, int) or value.is_integer())
     return number or not pa.types.is_floating(kind)
+
+
+def misfit(name: str, value: Any, kind: pa.DataType) -> DataError:
+    """The error for a value of JSON that is none of a column's type."""
+    text = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return DataError(f"column '{name}' holds {in_words(kind)}, not {text if len(text) <= 80 else text[:80] + '...'}")
+
+
+def in_words(kind: pa.DataType) -> str:
+    """What a column of a type holds, as JSON has it."""
+    if pa.types.is_dictionary(kind):
+        return in_words(kind.value_type)
+    if pa.types.is_struct(kind):
+        return f"objects {{{', '.join(f'{field.name}: {in_words(field.type)}' for field in kind)}}}"
+    if pa.types.is_map(kind):
+        return f"lists of pairs [{in_words(kind.key_type)}, {in_words(kind.item_type)}]"
+    if is_list(kind):
+        return f"lists of {in_words(kind.value_type)}"
+    if is_binary(kind):
+        return "bytes in hexadecimal"
+    if pa.types.is_duration(kind):
+        return f"durations in whole {kind.unit}, such as '2 days, 1:30:00'"
+    return next((words.format(kind=kind) for is_one, words in _WORDS if is_one(kind)), str(kind))
+
+
+_WORDS = (
+    (pa.types.is_string, "text"),
+    (pa.types.is_large_string, "text"),
+    (pa.types.is_boolean, "true or false"),
+    (pa.types.is_integer, "whole numbers ({kind})"),
+    (pa.types.is_floating, "numbers ({kind})"),
+    (pa.types.is_decimal, "numbers ({kind})"),
+    (pa.types.is_date, "days such as '2024-01-31'"),
+    (pa.types.is_timestamp, "moments such as '2024-01-31T12:00:00'"),
+    (pa.types.is_time, "times of day such as '09:30:00'"),
+)
 
 
 def is_list(kind: pa.DataType) -> bool:

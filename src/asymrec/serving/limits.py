@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import time
 from typing import Any
 
@@ -27,10 +28,11 @@ class Refused(HTTPException):
 
 
 class Limits:
-    """Args: largest, bytes of a body; pace, seconds that a body may take to come; at_once, requests that are worked on."""
+    """Args: hosts, names that are answered to, all where empty; largest, bytes of a body; pace, seconds that a body may take to come;
+    at_once, requests that are worked on."""
 
-    def __init__(self, app: Any, metrics: Metrics, largest: int, pace: float, at_once: int):
-        self.app, self.metrics, self.largest, self.pace, self.at_once = app, metrics, largest, pace, at_once
+    def __init__(self, app: Any, metrics: Metrics, hosts: tuple[str, ...], largest: int, pace: float, at_once: int):
+        self.app, self.metrics, self.hosts, self.largest, self.pace, self.at_once = app, metrics, hosts, largest, pace, at_once
         self.running = 0
 
     async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
@@ -67,6 +69,7 @@ class Limits:
         try:
             if self.running > self.at_once:
                 raise Refused(429, "too many requests at once")
+            _refuse_other_names(scope, self.hosts)
             _refuse_other_bodies(scope)
             length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
             if length.isdigit() and int(length) > self.largest:
@@ -86,6 +89,13 @@ class Limits:
             level = logging.INFO if status < 500 else logging.WARNING
             if log.isEnabledFor(level):
                 log.log(level, "%s %s %d %.1f ms", scope["method"], route, status, seconds * 1000)
+
+
+def _refuse_other_names(scope: dict, hosts: tuple[str, ...]) -> None:
+    """A page of another site may give its own name this server's address: the browser then takes the two for one."""
+    given = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1")
+    if hosts and re.sub(r":\d*$", "", given).lower() not in hosts:
+        raise Refused(400, "the name in Host is not one that this server answers to")
 
 
 def _refuse_other_bodies(scope: dict) -> None:

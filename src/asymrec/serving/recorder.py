@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import queue
 import time
-from itertools import islice
 
 from asymrec.serving.engine import Users
 from asymrec.serving.metrics import Metrics
@@ -24,7 +23,7 @@ class Recorder(Worker):
         super().__init__("recorder", waiting)
 
     async def record(self, events: list[Event]) -> int:
-        """Returns when they are on the disk, how many were new. Raises Busy, and whatever the store does: then none is there."""
+        """Returns when they are on the disk, how many were new. Raises Busy, Taken, and whatever the store does: then none is there."""
         future = self.loop.create_future()
         try:
             self.jobs.put_nowait((events, future))
@@ -42,23 +41,21 @@ class Recorder(Worker):
                     break
             stopping = jobs[-1] is None
             jobs = [each for each in jobs if each is not None]
-            events, begun = [event for part, _ in jobs for event in part], time.perf_counter()
-            added, error = [], None
+            requests, begun = [events for events, _ in jobs], time.perf_counter()
+            answers: list[int | Exception]
             try:
-                added = self.store.add_events(events)
-                self.metrics.events.inc(sum(added))
+                answers = self.store.add_events(requests)
+                self.metrics.events.inc(sum(answer for answer in answers if isinstance(answer, int)))
             except Exception as failed:  # a full disk, a database that went away: all who wait are told, the next may have more luck
-                error = failed
-            self.users.forget({event.user for event in events})
+                answers = [failed] * len(jobs)
+            self.users.forget({event.user for events in requests for event in events})
             self.metrics.commits.observe(time.perf_counter() - begun)
-            each = iter(added)
-            counts = [sum(islice(each, len(part))) for part, _ in jobs]
-            self.loop.call_soon_threadsafe(_tell, [future for _, future in jobs], counts, error)
+            self.loop.call_soon_threadsafe(_tell, [future for _, future in jobs], answers)
             if stopping:
                 return
 
 
-def _tell(futures: list[asyncio.Future], counts: list[int], error: Exception | None) -> None:
-    for future, count in zip(futures, counts):
+def _tell(futures: list[asyncio.Future], answers: list[int | Exception]) -> None:
+    for future, answer in zip(futures, answers):
         if not future.done():
-            future.set_result(count) if error is None else future.set_exception(error)
+            future.set_exception(answer) if isinstance(answer, Exception) else future.set_result(answer)

@@ -15,8 +15,12 @@ from pydantic import (
     StrictInt,
     StrictStr,
     StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 MOST = 1000  # items in one answer
 HISTORY = 1000  # items of a history in a request
@@ -28,7 +32,7 @@ FIELDS = 32  # more than any request has
 LARGEST = 2**53 - 1  # whole numbers that every JSON reader knows exactly
 
 
-def _id(given: Any) -> Any:
+def _id(given: Any, read: ValidatorFunctionWrapHandler) -> Any:
     """JSON has one kind of number, and many write 3.0 for 3."""
     if isinstance(given, float) and given.is_integer():
         given = int(given)
@@ -36,14 +40,18 @@ def _id(given: Any) -> Any:
         raise ValueError("an id is text or a whole number")
     if isinstance(given, int) and abs(given) > LARGEST:
         raise ValueError(f"an id that is a number is at most {LARGEST}; longer ones are sent as text")
-    return given
+    try:
+        return read(given)
+    except ValidationError as error:  # text that is too long, say: told without the names of the two types that were tried
+        first = error.errors()[0]
+        raise PydanticCustomError(first["type"], "{told}", {"told": first["msg"]}) from None
 
 
 # no NUL: PostgreSQL has no text with one
 Name = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=256, pattern=r"^[^\x00]+$")]
 Whole = Annotated[int, Field(strict=True, ge=-LARGEST, le=LARGEST)]
 Time = Annotated[int, Field(strict=True, ge=-(2**63), le=2**63 - 1)]  # nanoseconds since 1970 are more than `LARGEST`
-Id = Annotated[Name | Whole, BeforeValidator(_id)]
+Id = Annotated[Name | Whole, WrapValidator(_id)]
 K = Annotated[int, Field(strict=True, ge=1, le=MOST)]
 
 
@@ -118,11 +126,20 @@ class EventIn(Strict):
     user: Id
     item: Id
     time: Time | None = Field(None, description="in the unit of the run's times (GET /v1/catalogue tells); by default now")
-    id: Name | None = Field(None, description="your own: an event that is sent twice is stored once")
+    id: Name | None = Field(None, description="your own, of this event alone: sent twice it is stored once")
 
 
 class EventsIn(Strict):
     events: Several[EventIn] = Field(min_length=1, max_length=EVENTS)
+
+    @model_validator(mode="after")
+    def _own(self) -> EventsIn:
+        known: dict[str, tuple[str, str]] = {}
+        for event in self.events:
+            what = str(event.user), str(event.item)
+            if event.id is not None and known.setdefault(event.id, what) != what:
+                raise ValueError(f"two different events have the id {event.id[:80]!r}")
+        return self
 
 
 Columns = Annotated[dict[Name, Any], Field(max_length=256, description="columns of the item table")]

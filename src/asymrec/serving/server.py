@@ -16,7 +16,7 @@ from asymrec.serving.service import Service, Settings
 from asymrec.serving.snapshot import check_run
 from asymrec.serving.store import Store
 
-LOCAL = ("localhost", "127.0.0.1", "[::1]", "::1")
+LOCAL = ("localhost", "127.0.0.1", "[::1]")
 
 
 def default_store(run: Path) -> str:

@@ -30,8 +30,8 @@ log = logging.getLogger("asymrec.serving")
 
 @dataclass(frozen=True)
 class Settings:
-    """keys: whether requests need one. hosts: names that the server answers to, all where empty. batch, wait (s), waiting: of the
-    engine. timeout: seconds for a recommendation. largest: bytes of a body; pace: seconds it may take. at_once: requests worked on.
+    """keys: whether requests need one. hosts: names, in small letters, that are answered to, all where empty. batch, wait (s), waiting: of
+    the engine. timeout: seconds for a recommendation. largest: bytes of a body; pace: seconds it may take. at_once: requests worked on.
     watch: seconds between looks at the store and the run folder."""
 
     keys: bool = False

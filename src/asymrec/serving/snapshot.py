@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import torch
 
 from asymrec.data import Dataset
+from asymrec.data.columns import unit_of
 from asymrec.data.dataset import item_titles
 from asymrec.errors import ConfigError, PlacingError, UnknownIdError
 from asymrec.files import checksum
@@ -53,6 +54,10 @@ class Run:
     def time_unit(self) -> str:
         """What its times and those of events are counted in; seconds where it has none."""
         return self.dataset.time_unit or "s"
+
+    def may_count(self, time: int) -> bool:
+        """Whether a number may be a time in the run's unit, by its size, as where tables are read."""
+        return unit_of(time) in (None, self.time_unit)
 
     @classmethod
     def load(cls, folder: str | Path) -> Run:

@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
-from asymrec.errors import RunError
+from asymrec.errors import AsymrecError, RunError
 from asymrec.serving.tables import catalogue, changes, events, keys, placements
 
 SQLITE = b"SQLite format 3\0"  # how such a file begins
@@ -39,6 +39,10 @@ class Event:
     item: str
     time: int  # in the unit of the data set
     event: str | None = None
+
+
+class Taken(AsymrecError):
+    """An event's own id is that of another event already."""
 
 
 @dataclass(frozen=True)
@@ -140,32 +144,50 @@ class Store:
 
     # Events
 
-    def add_events(self, new: Iterable[Event]) -> list[bool]:
-        """Store in one transaction; those whose own id is there already are left out. Returns of each whether it was new."""
-        rows = [vars(event) for event in new]
-        if not rows:
-            return []
+    def add_events(self, requests: list[list[Event]]) -> list[int | Taken]:
+        """Store the events of several requests in one transaction; those that are there already by their own id are left out. A request
+        has events, and no two different ones with one id.
+
+        Returns of each request how many were new; or Taken, and nothing of it is stored: an id is that of an event with another user or
+        item, one that is there or one of a request before.
+        """
+        refused: dict[int, Taken] = {}
         tries = 0
         while True:
+            agreeing, later = _divided({number: request for number, request in enumerate(requests) if number not in refused})
             try:
-                return self._add(rows)
+                counts, taken = self._add(agreeing) if agreeing else ({}, {})
             except OperationalError as error:  # two servers were sent the same ids in another order, and wait for one another
                 tries += 1
                 if tries == TRIES or getattr(error.orig, "sqlstate", None) not in ("40P01", "40001"):
                     raise
+                continue
+            refused |= taken
+            if not taken:
+                answers = refused | later | counts
+                return [answers[number] for number in range(len(requests))]
 
-    def _add(self, rows: list[dict[str, Any]]) -> list[bool]:
-        with self.engine.begin() as connection:
+    def _add(self, requests: dict[int, list[Event]]) -> tuple[dict[int, int], dict[int, Taken]]:
+        """How many of each were new, and none refused; or the refused, and nothing is stored."""
+        rows = [vars(event) for request in requests.values() for event in request]
+        with self.engine.connect() as connection, connection.begin() as transaction:
             if all(row["event"] is None for row in rows):
                 connection.execute(events.insert(), rows)
-                return [True] * len(rows)
+                return {number: len(request) for number, request in requests.items()}, {}
             statement = self._insert(events).on_conflict_do_nothing(index_elements=["event"]).returning(events.c.event)
             added = set(connection.execute(statement, rows).scalars())
-        new = []
-        for row in rows:
-            new.append(row["event"] is None or row["event"] in added)
-            added.discard(row["event"])  # the same id once more is none
-        return new
+            if known := {row["event"] for row in rows} - added - {None}:
+                held = {event: what for event, *what in connection.execute(_BY_ID, {"ids": list(known)})}
+                taken = {number: found for number, request in requests.items() if (found := _taken(request, held))}
+                if taken:
+                    transaction.rollback()
+                    return {}, taken
+        counts = {}
+        for number, request in requests.items():
+            own = {event.event for event in request if event.event is not None}
+            counts[number] = sum(event.event is None for event in request) + len(own & added)
+            added -= own  # the same id once more is none
+        return counts, {}
 
     def events_of(self, users: Iterable[str]) -> dict[str, list[tuple[str, int]]]:
         """(item, time) of each user's latest events, the oldest first."""
@@ -312,6 +334,31 @@ _OF_ALL = (
     .where(events.c.user.in_(sa.bindparam("many", expanding=True)))
     .order_by(events.c.user, events.c.time, events.c.number)
 )
+
+
+_BY_ID = sa.select(events.c.event, events.c.user, events.c.item).where(events.c.event.in_(sa.bindparam("ids", expanding=True)))
+
+
+def _divided(requests: dict[int, list[Event]]) -> tuple[dict[int, list[Event]], dict[int, Taken]]:
+    """Those that have no id of another event among them, and those that have one of a request before, as long as that is not refused."""
+    agreeing: dict[int, list[Event]] = {}
+    refused: dict[int, Taken] = {}
+    held: dict[str, list[str]] = {}
+    for number, request in requests.items():
+        if taken := _taken(request, held):
+            refused[number] = taken
+        else:
+            agreeing[number] = request
+            held |= {event.event: [event.user, event.item] for event in request if event.event is not None}
+    return agreeing, refused
+
+
+def _taken(request: list[Event], held: dict[str, list[str]]) -> Taken | None:
+    """held: user and item of ids."""
+    for event in request:
+        if event.event in held and held[event.event] != [event.user, event.item]:
+            return Taken(f"event id {event.event[:80]!r} is that of another event already: nothing of this request was stored")
+    return None
 
 
 def now() -> int:

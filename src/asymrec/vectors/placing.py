@@ -36,7 +36,7 @@ class Placer:
     """
 
     def __init__(self, items: pa.Table, item_column: str, config: VectorsConfig, vectors: np.ndarray):
-        self.config, self.schema = config, items.schema
+        self.config, self.schema, self.item_column = config, items.schema, item_column
         self.columns = config.text
         if self.columns is None:
             self.columns = tuple(text_columns(items.drop_columns(item_column)))
@@ -107,14 +107,15 @@ class Placer:
                 texts = [text or other for text, other in zip(texts, item_texts(items, self.others))]
             if not all(text.strip() for text in texts) and not self.widths:
                 where = next(line for line, text in enumerate(texts) if not text.strip())
-                raise PlacingError(f"item {where + 1} of {len(texts)} has no text: give one of {', '.join((*self.columns, *self.others))}")
+                wanted = ", ".join((*self.columns, *self.others))
+                raise PlacingError(f"item {str(items[self.item_column][where])[:80]!r} has no text: give one of {wanted}")
             if any(texts):
                 parts.append(text_vectors(texts, self.encoder, self.config.max_tokens, cache=False, progress=False) * self.text_scale)
             else:
                 parts.append(np.zeros((len(texts), self.text_width), np.float32))
         for view, width in self.widths.items():
             try:
-                made = column_vectors(items[view], view)
+                made = column_vectors(items[view], view, items[self.item_column])
             except VectorError as error:
                 raise PlacingError(str(error)) from None
             if made.shape[1] != width or not np.isfinite(made).all():
