@@ -87,7 +87,11 @@ from asymrec.errors import DataError
         ),
         (CLICKS | {"timestamp": [True] * 5}, ITEMS, "interactions, column 'timestamp': values of type bool cannot be times"),
         (CLICKS | {"timestamp": [1.0, 2.0, 1e30, 3.0, 4.0]}, ITEMS, "interactions, column 'timestamp', row 3: cannot read 1e+30 as a time"),
-        (CLICKS | {"position": [1, 2, None, 3, 4]}, ITEMS, "interactions, column 'position', row 3: null position (1 of 5 rows)"),
+        (
+            CLICKS | {"position": [1, 2, None, 3, 4]},
+            ITEMS,
+            "interactions, column 'position', row 3: null position (1 of 5 rows); `drop_incomplete` leaves such rows out",
+        ),
         (
             CLICKS | {"position": ["1", "2", "3", "last", "5"]},
             ITEMS,

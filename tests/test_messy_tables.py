@@ -61,6 +61,39 @@ def test_quotes_in_their_right_places_are_quotes(tmp_path):
     assert lone.items["title"].to_pylist() == ['"Weird Al" Yankovic', "x"] and "in line 2" in lone.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("header", "name"),
+    [('"user" id', '"user" id'), ("user\x85x", "user\x85x"), ('"a\nb"', "a\nb"), ("\ufeffuser", "user"), ('\ufeff"user"', "user")],
+)
+def test_odd_names_of_columns_keep_their_cells(tmp_path, header, name):
+    text = f"{header},item\n007,A\n008,B\n007,B\n"
+    dataset = Dataset.read(shop(tmp_path, ".csv", text, "item,title\nA,a\nB,b\n"), user=name)
+    assert dataset.user_ids.to_pylist() == ["007", "008"]
+
+
+@pytest.mark.parametrize("text", ["\ufeff", "\ufeff\n\n", "\r\r", ""])
+def test_a_file_of_nothing(tmp_path, text):
+    with pytest.raises(DataError, match=r"interactions.csv: (the table is empty|not readable)"):
+        Dataset.read(shop(tmp_path, ".csv", text, "item,title\nA,a\n"))
+
+
+def test_letters_that_end_in_a_byte_of_the_mark_open_no_quotes(tmp_path):
+    items = 'item,title\nA,"ok, x"\nB,¿"Quién" es?\n'
+    assert Dataset.read(shop(tmp_path, ".csv", "user,item\n1,A\n1,B\n", items)).items["title"].to_pylist() == ["ok, x", '¿"Quién" es?']
+
+
+def test_long_lines_that_end_as_an_old_mac_ends_them(tmp_path):
+    items = "item,title\r" + "".join(f"{n},{'é' * 60}\r" for n in range(10_000))
+    assert Dataset.read(shop(tmp_path, ".csv", "user,item\r1,0\r1,1\r", items)).n_items == 10_000
+
+
+def test_a_name_in_capitals_is_compressed_too(tmp_path):
+    shop(tmp_path, ".csv.gz", "user,item\n1,A\n1,B\n", "item,title\nA,a\nB,b\n")
+    for name in ("interactions", "items"):
+        (tmp_path / f"{name}.csv.gz").rename(tmp_path / f"{name}.CSV.GZ")
+    assert Dataset.read(tmp_path / "interactions.CSV.GZ", tmp_path / "items.CSV.GZ").n_items == 2
+
+
 def test_blank_lines_before_the_header(tmp_path):
     assert Dataset.read(shop(tmp_path, ".csv", "\n\r\nuser,item\n1,A\n1,B\n", "item,title\nA,a\nB,b\n")).n_items == 2
 
@@ -104,6 +137,16 @@ def test_parts_of_two_types_are_told(tmp_path):
     assert len(Dataset.read(tmp_path).sequences.items) == 10
 
 
+def test_links_categories_and_keys_that_the_files_have(tmp_path):
+    parts(tmp_path, "interactions", {"k=1/a.parquet": {"user": [1], "item": pa.array(["x"]).dictionary_encode()}})
+    parts(tmp_path / "elsewhere", "interactions", {"b.parquet": {"user": [1], "item": ["y"], "k": ["own"]}})
+    (tmp_path / "interactions.parquet" / "k=2").symlink_to(tmp_path / "elsewhere" / "interactions.parquet")
+    (tmp_path / "interactions.parquet" / "k=1" / "round").symlink_to(tmp_path / "interactions.parquet")
+    pq.write_table(pa.table({"item": ["x", "y"], "title": ["a", "b"]}), tmp_path / "items.parquet")
+    dataset = Dataset.read(tmp_path)
+    assert len(dataset.sequences.items) == 2 and dataset.interactions["k"].to_pylist() == ["1", "own"]
+
+
 def test_a_folder_of_no_parquet(tmp_path):
     pq.write_table(pa.table(ITEMS), tmp_path / "items.parquet")
     (tmp_path / "interactions.parquet").mkdir()
@@ -132,6 +175,17 @@ def test_bytes_in_one_table_and_their_text_in_the_other(bytes_in):
         read(clicks, {"item_id": (text if bytes_in == "interactions" else binary).slice(0, 2), "title": ["a", "b"]})
     with pytest.raises(DataError, match="none would be left"):
         read({"user_id": [1, 1], "item_id": ["x", "y"]}, {"item_id": binary, "title": ["a", "b", "c"]})
+    with pytest.raises(DataError, match="none would be left"):
+        read({"user_id": [1, 1], "item_id": [12, 13]}, {"item_id": pa.array([b"\x12", b"\x13"]), "title": ["a", "b"]})
+    with pytest.raises(DataError, match="holds bytes, which the item table writes as text, some of them in two ways"):
+        read({"user_id": [1, 1], "item_id": pa.array([b"\xab"] * 2)}, {"item_id": ["ab", "AB"], "title": ["a", "b"]})
+
+
+def test_unknown_ids_of_arrows_uuid_type_are_told():
+    ids = pa.array([uuid.UUID(int=number).bytes for number in (1, 2)], pa.binary(16))
+    clicks = pa.table({"user_id": [1, 1], "item_id": pa.ExtensionArray.from_storage(pa.uuid(), ids)})
+    with pytest.raises(DataError, match=r"row 2: 1 of 2 interactions are with 1 items .*UUID\('00000000-0000-0000-0000-000000000002'\)"):
+        read(clicks, {"item_id": ids.slice(0, 1), "title": ["a"]})
 
 
 @pytest.mark.parametrize(
@@ -151,6 +205,18 @@ def test_times_of_day_written_as_whole_numbers():
     assert dataset.time_unit == "s" and "are read as dates, such as 20240531101010" in dataset.notes[0]
     assert dataset.sequences.times[-1] == np.datetime64("2024-05-31T10:10:10").astype(np.int64)
     assert read(CLICKS | {"timestamp": [20240531256010 + n for n in range(5)]}).time_unit == "ms"  # no hour of 25
+    day = np.datetime64("2024-05-31T12:30:00").astype(np.int64)
+    for later in ([20240531123000, 20240531123500], [202405311230, 202405311235], [20240531123000.0, 20240531123500.0]):
+        one_day = read({"user_id": [1, 1], "item_id": [10, 20], "timestamp": later})
+        assert one_day.sequences.times.tolist() == [day, day + 300] and one_day.time_unit == "s"
+
+
+def test_dates_stay_dates_where_one_is_missing():
+    clicks = {"user_id": [1] * 4, "item_id": [10, 20, 30, 10], "timestamp": [20240531.0, 20240601.0, 20240602.0, None]}
+    assert (np.diff(read(clicks, drop_incomplete=True).sequences.times) == 86_400).all()
+    assert (
+        read(clicks | {"timestamp": ["20240531.0", "20240601.0", "NaT", "20240602.0"]}, drop_incomplete=True).notes[1].endswith("20240531")
+    )
 
 
 def test_incomplete_rows_are_left_out_when_asked():
@@ -166,5 +232,7 @@ def test_incomplete_rows_are_left_out_when_asked():
     dataset = read(clicks | {"timestamp": ["5", "6", "7", "NULL", "9", " nan"]}, drop_incomplete=True)
     assert sequences(dataset) == {"a": [10], "b": [30]}
     assert dataset.notes == ["4 of 6 interactions have no user_id or no item_id or no timestamp: left out"]
+    positions = {"user_id": [1] * 6, "item_id": [10] * 6, "position": range(1, 7), "timestamp": [6, 5, 4, 3, 2, None]}
+    assert len(read(positions, drop_incomplete=True).sequences.items) == 5  # the times order, for positions run against them
     with pytest.raises(DataError, match=r"5 of 5 interactions have no .*: none would be left"):
         read(CLICKS | {"user_id": pa.nulls(5, pa.string())}, drop_incomplete=True)

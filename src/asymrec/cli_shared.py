@@ -28,7 +28,7 @@ TimeColumn = Annotated[str | None, typer.Option("--time-column", metavar="C", he
 PositionColumn = Annotated[str | None, typer.Option("--position-column", metavar="C", help="Column of the place in the user's sequence.")]
 DropUnknown = Annotated[bool, typer.Option("--drop-unknown", help="Drop interactions with items not in the item table.")]
 DropDuplicates = Annotated[bool, typer.Option("--drop-duplicates", help="Drop interactions that repeat user, item and time of another.")]
-DropIncomplete = Annotated[bool, typer.Option("--drop-incomplete", help="Drop interactions without a user, an item or a time.")]
+DropIncomplete = Annotated[bool, typer.Option("--drop-incomplete", help="Drop interactions without a user, an item, a time or a position.")]
 
 EXAMPLES = 3  # ids that the message of an unknown one shows
 SEARCHED = 200_000  # ids among which the nearest is looked for

@@ -33,7 +33,7 @@ class DataConfig(Section):
         False, description="drop interactions with items that the item table does not hold, instead of refusing them"
     )
     drop_duplicates: bool = Field(False, description="drop interactions whose user, item and time an earlier row has, instead of telling")
-    drop_incomplete: bool = Field(False, description="drop interactions without a user, an item or a time, instead of refusing them")
+    drop_incomplete: bool = Field(False, description="drop interactions without a user, item, time or position, instead of refusing them")
     split: Literal["leave-last-out", "untied", "time"] = Field(
         "leave-last-out", description="how validation and test targets are cut off; `untied`: the last time step of each user is the target"
     )

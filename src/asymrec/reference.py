@@ -134,5 +134,7 @@ def _range(schema: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m asymrec.reference FOLDER")
     for name, page in PAGES.items():
         Path(sys.argv[1], name).write_text(page(), encoding="utf-8")

@@ -101,6 +101,8 @@ def common_keys(one: pa.Array, other: pa.Array) -> tuple[pa.Array, pa.Array]:
 
 
 def _as_bytes(keys: pa.Array) -> pa.Array:
+    if pa.types.is_integer(keys.type):
+        return pa.nulls(len(keys), pa.large_binary())
     encoded = keys.cast(pa.large_string()).dictionary_encode()
     return pa.array([bytes_of(text) for text in encoded.dictionary.to_pylist()], pa.large_binary()).take(encoded.indices)
 
@@ -136,7 +138,8 @@ def read_positions(source: Source, column: str) -> np.ndarray:
     if pa.types.is_floating(values.type):
         values = pc.if_else(pc.is_finite(values), values, pa.scalar(None, values.type))
     if values.null_count:
-        raise source.error(f"null position ({_count(values.null_count, len(values))})", column, first_true(values.is_null()))
+        told = f"null position ({_count(values.null_count, len(values))}); `drop_incomplete` leaves such rows out"
+        raise source.error(told, column, first_true(values.is_null()))
     return values.cast(pa.float64() if pa.types.is_floating(values.type) else pa.int64()).to_numpy()
 
 
@@ -158,6 +161,7 @@ def read_times(source: Source, column: str, notes: list[str]) -> tuple[np.ndarra
         values = values.cast(pa.float64())
         values = pc.if_else(pc.is_finite(values), values, pa.scalar(None, pa.float64()))
     null = values.is_null().to_numpy() if values.null_count else np.zeros(len(values), bool)
+    dates = None
     if pa.types.is_integer(kind):
         try:
             times = values.cast(pa.int64()).fill_null(0).to_numpy()
@@ -167,12 +171,13 @@ def read_times(source: Source, column: str, notes: list[str]) -> tuple[np.ndarra
         dates = _dates(times[~null])
         if dates is None:
             unit = _unit(source, column, times)
-        else:
-            notes.append(f"whole numbers in column '{column}' are read as dates, such as {times[~null][0]}")
-            times, unit = np.zeros(len(times), np.int64), "s"
-            times[~null] = dates
     elif pa.types.is_floating(kind):
-        times, unit = _from_floats(source, column, values.fill_null(0.0).to_numpy())
+        times = values.fill_null(0.0).to_numpy()
+        known = times[~null]
+        whole = bool((known == np.floor(known)).all() and (np.abs(known) < 2**53).all())  # as pandas has them where one is missing
+        dates = _dates(known.astype(np.int64)) if whole else None
+        if dates is None:
+            times, unit = _from_floats(source, column, times)
     elif pa.types.is_timestamp(kind):
         times, unit = values.cast(pa.int64()).fill_null(0).to_numpy(), kind.unit
     elif pa.types.is_date(kind):
@@ -181,6 +186,10 @@ def read_times(source: Source, column: str, notes: list[str]) -> tuple[np.ndarra
         times, unit = np.zeros(len(values), np.int64), "s"
     else:
         raise source.error(f"values of type {kind} cannot be times", column)
+    if dates is not None:
+        notes.append(f"whole numbers in column '{column}' are read as dates, such as {int(times[~null][0])}")
+        times, unit = np.zeros(len(times), np.int64), "s"
+        times[~null] = dates
     a_second = PER_SECOND[unit]
     if a_second > 1 and not (times % a_second).any():
         return times // a_second, null, "s"
@@ -236,17 +245,19 @@ def _from_floats(source: Source, column: str, values: np.ndarray) -> tuple[np.nd
 
 
 def _dates(values: np.ndarray) -> np.ndarray | None:
-    """Seconds since 1970 of whole numbers that are all written as dates of 1900 to 2100 (20240531, or 20240531123000 with the time of day),
-    and not all on one day; None where one is not."""
-    clock = np.zeros(len(values), np.int64)
-    if len(values) and values.min() >= 19000101_000000:
-        values, clock = values // 1_000_000, values % 1_000_000
-        hour, minute, second = clock // 10_000, clock // 100 % 100, clock % 100
-        if hour.max() > 23 or minute.max() > 59 or second.max() > 59:
-            return None
-        clock = hour * 3600 + minute * 60 + second
-    if not len(values) or values.min() < 19000101 or values.max() > 21001231 or values.min() == values.max():
+    """Seconds since 1970 of whole numbers that are all written as dates of 1900 to 2100, such as 20240531, or with the time of day,
+    202405311230 or 20240531123000; None where one is not, and where there is but one date without a time, which may be any number."""
+    if not len(values) or values.min() == values.max() <= 21001231:
         return None
+    clock = np.zeros(len(values), np.int64)
+    for digits in (6, 4):  # of the time of day
+        if values.min() >= 19000101 * 10**digits:
+            values, clock = values // 10**digits, values % 10**digits * 100 ** (3 - digits // 2)
+            break
+    hour, minute, second = clock // 10_000, clock // 100 % 100, clock % 100
+    if hour.max() > 23 or minute.max() > 59 or second.max() > 60 or values.min() < 19000101 or values.max() > 21001231:
+        return None
+    clock = hour * 3600 + minute * 60 + second
     year, month, day = values // 10_000, values // 100 % 100, values % 100
     if month.min() < 1 or month.max() > 12 or day.min() < 1:
         return None

@@ -81,7 +81,7 @@ class Dataset:
         user, item, time, position: column names, on top of those in `config`; found by name when not given.
         drop_unknown: leave out interactions with items that the item table does not hold, instead of refusing them.
         drop_duplicates: leave out interactions whose user, item and time an earlier row has, instead of a note.
-        drop_incomplete: leave out interactions without a user, an item or a time, instead of refusing them.
+        drop_incomplete: leave out interactions without a user, an item, a time or a position, instead of refusing them.
         The item table's id column has the interactions' name, or one that ids of items have, or is `id`, or is the only one that holds
         the interactions' items, each once; the last is said aloud (`notes`).
         Raises DataError in one line with the file, the column and the first bad row.

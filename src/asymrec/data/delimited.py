@@ -26,63 +26,73 @@ import pyarrow.compute as pc
 from asymrec.data.rows import first_bad, one_line
 from asymrec.errors import DataError
 
+_HEAD = 1 << 20  # bytes in which the header is looked for
+
 
 def read_delimited(path: Path) -> tuple[pa.Table, dict[str, pa.ChunkedArray], tuple[str, ...]]:
     """The table; its columns of floats as the file writes them; what was decided about quotes.
 
     Raises DataError: not UTF-8, a row of another length than the header, two columns of one name, a quote that is not closed.
     """
-    header, delimiter = _header(path)
-    with _content(path) as content:
-        quotes = _quotes(content, delimiter.encode())
-        notes: tuple[str, ...] = ()
-        plain = (quotes.stray is not None or (quotes.across and delimiter == "\t")) and not quotes.closed and _fits(path, header, delimiter)
-        if plain:
-            at = quotes.across if quotes.stray is None else quotes.stray
-            notes = (f"{path}: quotes are characters like others (the one in line {_line_of(content, at):,} closes no cell)",)
-        elif quotes.stray is not None:
-            told = "opens a cell and closes none: quote the whole cell, and double the quotes inside"
-            raise DataError(f"{path}, line {_line_of(content, quotes.stray):,}: a quote {told}")
-    table = _read(path, header, delimiter, quoted=not plain)
+    delimiter = _delimiter(path)
+    quoted, notes = _decide(path, delimiter)
+    table = _read(path, _names(path, delimiter, quoted), delimiter, quoted)
     found = pa.table({column: typed(values) for column, values in zip(table.column_names, table.columns)})
     return found, {name: table[name] for name in found.column_names if pa.types.is_floating(found.schema.field(name).type)}, notes
 
 
+def _decide(path: Path, delimiter: str) -> tuple[bool, tuple[str, ...]]:
+    """Whether quotes are quotes, and what is to be told of it. Raises DataError."""
+    with _content(path) as content:
+        quotes = _quotes(content, delimiter.encode())
+        at = quotes.across if quotes.stray is None and delimiter == "\t" else quotes.stray  # few texts have tabs and several lines
+        if at is None:
+            return True, ()
+        line = 1 + sum(1 for _ in re.compile(rb"\r\n?|\n").finditer(content, 0, at))
+    if not quotes.closed and _fits(path, delimiter):
+        return False, (f"{path}: quotes are characters like others (the one in line {line:,} closes no cell)",)
+    if quotes.stray is None:
+        return True, ()
+    told = "opens a cell and closes none: quote the whole cell, and double the quotes inside"
+    raise DataError(f"{path}, line {line:,}: a quote {told}")
+
+
 @dataclass
 class _Quotes:
-    """closed: cells quoted from end to end, in one line. across: where the first one opens that goes over lines. stray: the first that
-    opens a cell and is closed inside one, or never; what comes after it is not known."""
+    """closed: whether a cell is quoted from end to end, in one line. across: where the first one opens that goes over lines. stray: the
+    first that opens a cell and is closed inside one, or never; what comes after it is not known."""
 
-    closed: int = 0
+    closed: bool = False
     across: int | None = None
     stray: int | None = None
 
 
 def _quotes(content: Any, delimiter: bytes) -> _Quotes:
-    found, place = _Quotes(), content.find(b'"')
-    before, after = (b"\n", b"\r", delimiter, b"\xef\xbb\xbf"[2:]), (b"\n", b"\r", delimiter, b"")
-    while place >= 0:
-        if place and content[place - 1 : place] not in before:  # inside a cell that is not quoted, a quote is a character
-            place = content.find(b'"', place + 1)
-            continue
-        end = content.find(b'"', place + 1)
-        while end >= 0 and content[end + 1 : end + 2] == b'"':
-            end = content.find(b'"', end + 2)
-        if end < 0 or content[end + 1 : end + 2] not in after:
-            found.stray = place
-            return found
-        if content.find(b"\n", place, end) >= 0 or content.find(b"\r", place, end) >= 0:
-            found.across = place if found.across is None else found.across
+    """Inside a cell that does not begin with one, a quote is a character."""
+    edge = rb"[^" + re.escape(delimiter) + rb"\r\n]"  # what does not end a cell
+    line, lines = rb'"[^"\r\n]*(?:""[^"\r\n]*)*"', rb'"[^"]*(?:""[^"]*)*"'
+    begins = rb"(?:\A\xef\xbb\xbf|(?<!" + edge + rb"))"
+    cells = re.compile(begins + rb"(?:" + line + rb"(?!" + edge + rb")|(" + lines + rb")(?!" + edge + rb')|("))')
+    found = _Quotes()
+    for cell in cells.finditer(content):
+        if cell.lastindex is None:
+            found.closed = True
+        elif cell.lastindex == 1:
+            found.across = cell.start() if found.across is None else found.across
         else:
-            found.closed += 1
-        place = content.find(b'"', end + 1)
+            found.stray = cell.start(2)
+            break
     return found
+
+
+def _is_gzip(path: Path) -> bool:
+    return path.name.lower().endswith(".gz")
 
 
 @contextmanager
 def _content(path: Path) -> Iterator[Any]:
     """The bytes of a file, to be searched."""
-    if path.name.lower().endswith(".gz"):
+    if _is_gzip(path):
         try:
             yield gzip.decompress(path.read_bytes())
         except EOFError:
@@ -92,34 +102,43 @@ def _content(path: Path) -> Iterator[Any]:
         yield content
 
 
-def _line_of(content: Any, place: int) -> int:
-    before = content[:place]
-    return 1 + (before.count(b"\n") or before.count(b"\r"))
-
-
-def _fits(path: Path, header: list[str], delimiter: str) -> bool:
+def _fits(path: Path, delimiter: str) -> bool:
     """Whether each line has as many cells as the header where quotes are plain characters."""
     try:
-        _csv(path, dict.fromkeys(header, pa.binary()), delimiter, quoted=False)
+        _csv(path, dict.fromkeys(_names(path, delimiter, quoted=False), pa.binary()), delimiter, quoted=False)
     except pa.ArrowException:
         return False
     return True
 
 
-def _csv(path: Path, types: dict[str, pa.DataType], delimiter: str, quoted: bool, note: Any = None) -> pa.Table:
-    """note: is told of a row of the wrong length; then one thread reads, for it counts the rows."""
+def _csv(path: Path, types: dict[str, pa.DataType], delimiter: str, quoted: bool, note: Any = None, names_alone: bool = False) -> Any:
+    """note: is told of a row of the wrong length; then one thread reads, for it counts the rows. names_alone: a reader that has read the
+    header."""
     from pyarrow import csv
 
-    return csv.read_csv(
-        path,
-        read_options=csv.ReadOptions(use_threads=note is None, block_size=1 << 24),
-        parse_options=csv.ParseOptions(
-            delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted, invalid_row_handler=note
-        ),
-        convert_options=csv.ConvertOptions(
-            column_types=types, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=True, check_utf8=True
-        ),
-    )
+    with pa.input_stream(str(path), compression="gzip" if _is_gzip(path) else None) as file:
+        return (csv.open_csv if names_alone else csv.read_csv)(
+            file,
+            read_options=csv.ReadOptions(use_threads=note is None, block_size=1 << 24),
+            parse_options=csv.ParseOptions(
+                delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted, invalid_row_handler=note
+            ),
+            convert_options=csv.ConvertOptions(
+                column_types=types, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=True, check_utf8=True
+            ),
+        )
+
+
+def _names(path: Path, delimiter: str, quoted: bool) -> list[str]:
+    """The columns' names, as Arrow has them. Raises DataError: two of one name."""
+    try:
+        with _csv(path, {}, delimiter, quoted, note=lambda _: "skip", names_alone=True) as reader:
+            names = reader.schema.names
+    except pa.ArrowException as error:
+        raise DataError(f"{path}: not readable as CSV ({one_line(error)})") from None
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"{path}, column '{twice[0]}': two columns have this name")
+    return names
 
 
 def _read(path: Path, header: list[str], delimiter: str, quoted: bool) -> pa.Table:
@@ -150,29 +169,23 @@ def _read(path: Path, header: list[str], delimiter: str, quoted: bool) -> pa.Tab
         raise DataError(f"{path}: not readable as CSV ({one_line(error)})") from None
 
 
-def _header(path: Path) -> tuple[list[str], str]:
-    """The column names and the delimiter: the one of comma, tab, semicolon and bar that the first line holds most of, outside quotes."""
-    import csv
-
-    opener = gzip.open if path.name.lower().endswith(".gz") else open
-    with opener(path, "rb") as file:
+def _delimiter(path: Path) -> str:
+    """The one of comma, tab, semicolon and bar that the first line which is not blank holds most of, outside quotes."""
+    with (gzip.open if _is_gzip(path) else open)(path, "rb") as file:
         try:
-            line = next((line for line in iter(lambda: file.readline(1 << 20), b"") if line.strip()), b"")  # lines may be blank before it
+            head = file.read(_HEAD)
         except EOFError:
             raise DataError(f"{path}: not readable as gzip (it ends too early)") from None
+    line = next((line for line in re.split(rb"[\r\n]", head.removeprefix(b"\xef\xbb\xbf")) if line.strip()), b"")
     try:
-        first = line.decode("utf-8-sig").splitlines()[0] if line.strip() else ""  # a CR alone ends a line too
+        first = line.decode("utf-8", "ignore" if len(line) > _HEAD - 4 else "strict")  # the end of so long a line may be half a character
     except UnicodeDecodeError:
         raise DataError(f"{path}: the header is not UTF-8 text") from None
-    if not first.strip():
+    if not first:
         raise DataError(f"{path}: the table is empty")
     if "\0" in first:
         raise DataError(f"{path}: not readable as CSV (binary data)")
-    delimiter = max(",\t;|", key=re.sub('"[^"]*"', "", first).count)
-    names = next(csv.reader([first], delimiter=delimiter))
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise DataError(f"{path}, column '{twice[0]}': two columns have this name")
-    return names, delimiter
+    return max(",\t;|", key=re.sub('"[^"]*"', "", first).count)
 
 
 def typed(values: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from asymrec.data.columns import common_keys, find_column, id_keys, no_value, normal_keys, null_times, read_positions, read_times
+from asymrec.data.columns import common_keys, find_column, id_keys, no_value, null_times, read_positions, read_times
 from asymrec.data.ids import Ids
 from asymrec.data.sequences import Sequences
 from asymrec.data.tables import Source
@@ -44,7 +44,7 @@ def read_interactions(source: Source, items: Ids, items_name: str, columns: dict
         raise source.error("one column cannot be two of user, item, time and position", max(used, key=used.count))
     source = source.of_ids(user)
     if drop["incomplete"]:
-        source = _complete(source, [user, item] if time is None or position else [user, item, time], notes)
+        source = _complete(source, used, notes)
     user_keys = id_keys(source, user)
     item_rows = _item_rows(source, item, items)
 
@@ -112,6 +112,8 @@ def read_interactions(source: Source, items: Ids, items_name: str, columns: dict
 
 def _item_rows(source: Source, column: str, items: Ids) -> np.ndarray:
     keys, theirs = common_keys(id_keys(source, column), items.keys)
+    if theirs is not items.keys and len(pc.unique(known := theirs.drop_null())) < len(known):
+        raise source.error("holds bytes, which the item table writes as text, some of them in two ways", column)
     return (items if theirs is items.keys else Ids(items.values, items.noun, theirs)).find(keys)
 
 
@@ -129,10 +131,11 @@ def _complete(source: Source, columns: list[str], notes: list[str]) -> Source:
 
 def _tell_unknown(source: Source, column: str, known: np.ndarray, items: Ids, items_name: str, drop: bool, notes: list[str]) -> None:
     rows = np.flatnonzero(~known)
-    names = pc.unique(source.table[column].take(pa.array(rows)))
-    examples = ", ".join(repr(name) for name in names[:3].to_pylist()) + (", ..." if len(names) > 3 else "")
-    told = f"{len(rows):,} of {len(known):,} interactions are with {len(names):,} items that {items_name} does not hold ({examples})"
-    told += _alike(names, items)
+    keys = id_keys(source, column).take(pa.array(rows)).dictionary_encode()
+    first = rows[np.unique(keys.indices.to_numpy(), return_index=True)[1]]  # where each of the unknown stands first
+    examples = ", ".join(repr(source.table[column][int(row)].as_py()) for row in first[:3]) + (", ..." if len(first) > 3 else "")
+    told = f"{len(rows):,} of {len(known):,} interactions are with {len(first):,} items that {items_name} does not hold ({examples})"
+    told += _alike(keys.dictionary, items)
     if not known.any():
         raise source.error(f"{told}: none would be left", column, int(rows[0]))
     if not drop:
@@ -141,8 +144,10 @@ def _tell_unknown(source: Source, column: str, known: np.ndarray, items: Ids, it
 
 
 def _alike(names: pa.Array, items: Ids) -> str:
-    """A word on ids that would be known if they were written as the items' are."""
-    unknown, known = (_simplified(normal_keys(values)) for values in (names, items.values))
+    """A word on ids that would be known if they were written as the items' are. names: their keys."""
+    unknown, known = _simplified(names), _simplified(items.keys)
+    if unknown.type != known.type:
+        return ""
     places = pc.index_in(unknown, value_set=known)
     if places.null_count == len(places):
         return ""

@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from asymrec.data import Dataset
-from asymrec.data.columns import find_column, listed
+from asymrec.data.columns import find_column
+from asymrec.data.rows import listed
 from asymrec.data.tables import Source
 from asymrec.errors import AsymrecError, DataError, RunError, install
 from asymrec.files import atomic

@@ -70,7 +70,9 @@ def serve(
         where = f"--store {opened.name}" if store else f"--run {run}"
         otherwise = "leave out --keys" if local else "say --insecure"
         raise RunError(f"{host} needs API keys and there are none: make a key with `asymrec keys add NAME {where}`, or {otherwise}")
-    hosts = LOCAL if local and not required else ()  # a page of another site must not reach a server without keys by a name of its own
+    # a page of another site must not reach a server without keys by a name of its own
+    own = f"[{host}]" if ":" in host else host
+    hosts = (*LOCAL, own.lower()) if local and not required else ()
     service = Service(run, opened, Settings(keys=required, hosts=hosts, **settings))
     app = create_app(service)
     gc.collect()
