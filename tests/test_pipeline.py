@@ -304,6 +304,8 @@ def test_the_command_line(data, tmp_path):
     shown = json.loads(here("pipeline", "recommend", tmp_path / "p", "--user", "4", "-k", "3", "--json").stdout)
     assert len(shown[0]["items"]) == 3 and shown[0]["items"][0]["title"]
     assert "ranker" in here("pipeline", "recommend", tmp_path / "p", "--history", "100,101", "-k", "3").stdout
+    nothing = here("pipeline", "recommend", tmp_path / "p", "--history", "100,101", "--only", "100")
+    assert nothing.returncode == 0 and "note: no item is left to recommend to this history" in nothing.stderr
     for arguments, told in (
         (("recommend", tmp_path / "p"), "either --user or --history"),
         (("recommend", tmp_path / "p", "--user", "9999"), "9999"),

@@ -33,6 +33,7 @@ from asymrec.cli_shared import (
     UserIds,
     asked_ids,
     own_ids,
+    print_list,
     print_table,
     reading,
 )
@@ -232,11 +233,7 @@ def recommend(
         print(("" if at == 0 else "\n") + ("history" if users is None else f"user {one['user']}") + f" ({len(one['history'])} items)")
         print("  latest: " + (" | ".join(latest) or "nothing") + (f"  (and {earlier:,} earlier)" if earlier else ""))
         lines = [[str(i["rank"]), str(i["id"]), i["title"], f"{i['score']:.4f}"] for i in one["items"]]
-        if lines:
-            print_table(["", "id", "title", "score"], lines)
-        else:  # all that is allowed was seen
-            whom = "this history" if users is None else f"user {one['user']}"
-            print(f"note: no item is left to recommend to {whom}; --include-seen recommends those of the history too", file=sys.stderr)
+        print_list(["", "id", "title", "score"], lines, "this history" if users is None else f"user {one['user']}")
 
 
 @app.command()

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from asymrec.cli_shared import Exclude, Histories, IncludeSeen, Only, UserIds, asked_ids, print_table
+from asymrec.cli_shared import Exclude, Histories, IncludeSeen, Only, UserIds, asked_ids, print_list, print_table
 from asymrec.errors import ConfigError
 
 pipeline = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Retrieval and a ranker behind it: fit, evaluate, recommend.")
@@ -110,7 +110,8 @@ def recommend(
             [str(n), str(i["id"]), i["title"], f"{i['score']:.4f}", f"{i['retrieval']:.4f}", f"{i['ranker']:.4f}"]
             for n, i in enumerate(one["items"], 1)
         ]
-        print_table(["", "id", "title", "score", "retrieval", "ranker"], lines)
+        whom = "this history" if users is None else f"user {one['user']}"
+        print_list(["", "id", "title", "score", "retrieval", "ranker"], lines, whom)
 
 
 def _print(facts: dict[str, Any]) -> None:

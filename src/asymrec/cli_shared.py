@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -100,3 +101,11 @@ def print_table(head: list[str], rows: list[list[str]]) -> None:
     for line in (head, *rows):
         cells = [(" " * (w - cell_len(cell)) + cell) if r else cell + " " * (w - cell_len(cell)) for cell, w, r in zip(line, widths, right)]
         print("  " + "  ".join(cells).rstrip())
+
+
+def print_list(columns: list[str], lines: list[list[str]], whom: str) -> None:
+    """The items that are recommended to somebody; on stderr where none is left, all that are allowed being of the history."""
+    if lines:
+        print_table(columns, lines)
+    else:
+        print(f"note: no item is left to recommend to {whom}; --include-seen recommends those of the history too", file=sys.stderr)
