@@ -8,22 +8,10 @@ import time
 
 import numpy as np
 import pytest
-from serving import client, ids, make_run, recommend
+from serving import client, ids, recommend
 
 from asymrec.models import Recommender
 from asymrec.serving.security import new_key
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("serving"))
-
-
-@pytest.fixture
-def api(run, tmp_path):
-    with client(run, f"sqlite:///{tmp_path}/store.sqlite") as found:
-        yield found
-
 
 # Recommendations
 

@@ -15,17 +15,6 @@ from asymrec import Dataset
 from asymrec.models import AsymRecBoth
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("serving"))
-
-
-@pytest.fixture
-def api(run, tmp_path):
-    with client(run, f"sqlite:///{tmp_path}/store.sqlite") as found:
-        yield found
-
-
 def new(place: float, title: str = "a new thing") -> dict:
     return {"title": title, "vector": vector(place)}
 

@@ -40,3 +40,8 @@ class UnknownIdError(AsymrecError):
 def install(extra: str) -> str:
     """How what only some need is installed, for a message."""
     return f"pip install 'asymrec[{extra}]', in a clone '.[{extra}]'"
+
+
+def one_line(error: Exception) -> str:
+    """What another library says of a failure, for a message."""
+    return " ".join(str(error).split())[:200]

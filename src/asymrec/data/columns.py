@@ -127,6 +127,11 @@ def no_value(values: pa.ChunkedArray) -> pa.ChunkedArray:
     return values.is_null()
 
 
+def _known(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """With nulls where there is `no_value`."""
+    return pc.if_else(no_value(values), pa.scalar(None, values.type), values)
+
+
 def read_positions(source: Source, column: str) -> np.ndarray:
     """int64 or float64 [rows]. Raises DataError: a null, a value that is no number."""
     values = source.table[column]
@@ -136,7 +141,7 @@ def read_positions(source: Source, column: str) -> np.ndarray:
             row = first_bad(values, lambda part: part.cast(pa.float64()))
         raise source.error(f"positions must be numbers, found {values.type}", column, row if row >= 0 else None)
     if pa.types.is_floating(values.type):
-        values = pc.if_else(pc.is_finite(values), values, pa.scalar(None, values.type))
+        values = _known(values)
     if values.null_count:
         told = f"null position ({_count(values.null_count, len(values))}); `drop_incomplete` leaves such rows out"
         raise source.error(told, column, first_true(values.is_null()))
@@ -158,8 +163,7 @@ def read_times(source: Source, column: str, notes: list[str]) -> tuple[np.ndarra
         values = _parsed(source, column, values)
     kind = values.type
     if pa.types.is_floating(kind):
-        values = values.cast(pa.float64())
-        values = pc.if_else(pc.is_finite(values), values, pa.scalar(None, pa.float64()))
+        values = _known(values.cast(pa.float64()))
     null = values.is_null().to_numpy() if values.null_count else np.zeros(len(values), bool)
     dates = None
     if pa.types.is_integer(kind):
@@ -207,7 +211,7 @@ _TIMES = (pa.int64(), pa.float64(), *(pa.timestamp(unit, zone) for unit in ("us"
 
 def _parsed(source: Source, column: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
     """Text as int64, float64 or timestamps: whichever reads all of it, else the error at the first row that the best cannot read."""
-    values = pc.if_else(no_value(values), pa.scalar(None, values.type), pc.utf8_trim_whitespace(values))
+    values = _known(pc.utf8_trim_whitespace(values))
     furthest = -1
     for kind in _TIMES:
         try:

@@ -21,7 +21,7 @@ from asymrec.data.sequences import Sequences
 from asymrec.data.splits import Split
 from asymrec.data.splits import split as _split
 from asymrec.data.tables import Source, find_table, read_table
-from asymrec.errors import DataError, RunError
+from asymrec.errors import DataError, RunError, one_line
 from asymrec.files import atomic, recover
 
 FORMAT = 1
@@ -198,7 +198,7 @@ class Dataset:
             try:
                 columns.append(items[field.name].cast(field.type))
             except pa.ArrowException as error:
-                raise DataError(f"items, column '{field.name}': {' '.join(str(error).split())[:200]}") from None
+                raise DataError(f"items, column '{field.name}': {one_line(error)}") from None
         return pa.table(columns, schema=pa.schema([field.with_nullable(True) for field in schema], schema.metadata)).cast(schema)
 
     def split(self, name: str = "leave-last-out", validation_share: float = 0.1, test_share: float = 0.1, seed: int = 0) -> Split:
@@ -257,7 +257,7 @@ class Dataset:
             items = tables["items.arrow"]
             return cls(users, items, about["item_column"], sequences, tables.get("context.arrow"), about["time_unit"], about["notes"])
         except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, pa.ArrowException) as error:
-            raise RunError(f"{folder / name}: damaged or missing ({' '.join(str(error).split())[:200]})") from None
+            raise RunError(f"{folder / name}: damaged or missing ({one_line(error)})") from None
 
 
 def item_titles(items: pa.Table, item_column: str, title_columns: list[str]) -> list[str]:

@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from asymrec.data.rows import first_bad, one_line
-from asymrec.errors import DataError
+from asymrec.data.rows import first_bad
+from asymrec.errors import DataError, one_line
 
 _HEAD = 1 << 20  # bytes in which the header is looked for
 
@@ -32,13 +32,13 @@ _HEAD = 1 << 20  # bytes in which the header is looked for
 def read_delimited(path: Path) -> tuple[pa.Table, dict[str, pa.ChunkedArray], tuple[str, ...]]:
     """The table; its columns of floats as the file writes them; what was decided about quotes.
 
-    Raises DataError: not UTF-8, a row of another length than the header, two columns of one name, a quote that is not closed.
+    Raises DataError: not UTF-8, a row of another length than the header, a quote that is not closed.
     """
     delimiter = _delimiter(path)
     quoted, notes = _decide(path, delimiter)
     table = _read(path, _names(path, delimiter, quoted), delimiter, quoted)
-    found = pa.table({column: typed(values) for column, values in zip(table.column_names, table.columns)})
-    return found, {name: table[name] for name in found.column_names if pa.types.is_floating(found.schema.field(name).type)}, notes
+    found = pa.table([typed(values) for values in table.columns], table.column_names)
+    return found, {field.name: values for field, values in zip(found.schema, table.columns) if pa.types.is_floating(field.type)}, notes
 
 
 def _decide(path: Path, delimiter: str) -> tuple[bool, tuple[str, ...]]:
@@ -130,15 +130,12 @@ def _csv(path: Path, types: dict[str, pa.DataType], delimiter: str, quoted: bool
 
 
 def _names(path: Path, delimiter: str, quoted: bool) -> list[str]:
-    """The columns' names, as Arrow has them. Raises DataError: two of one name."""
+    """The columns' names, as Arrow has them. Raises DataError."""
     try:
         with _csv(path, {}, delimiter, quoted, note=lambda _: "skip", names_alone=True) as reader:
-            names = reader.schema.names
+            return reader.schema.names
     except pa.ArrowException as error:
         raise DataError(f"{path}: not readable as CSV ({one_line(error)})") from None
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise DataError(f"{path}, column '{twice[0]}': two columns have this name")
-    return names
 
 
 def _read(path: Path, header: list[str], delimiter: str, quoted: bool) -> pa.Table:

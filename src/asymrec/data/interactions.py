@@ -34,7 +34,7 @@ def read_interactions(source: Source, items: Ids, items_name: str, columns: dict
 
     columns: names chosen for `user`, `item`, `time`, `position` (None: find it). items_name: how messages call the item table.
     drop: what is left out. `unknown`: interactions with items that the item table does not hold, which are refused else; `duplicates`: all
-    but the first of one user, item and time, which are told of else; `incomplete`: those without user, item or time, refused else.
+    but the first of one user, item and time, which are told of else; `incomplete`: without user, item, time or position, refused else.
     Raises DataError: a missing column, null ids, unusable times, nothing left.
     """
     notes: list[str] = []

@@ -14,8 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from asymrec.data.delimited import typed
-from asymrec.data.rows import one_line
-from asymrec.errors import DataError
+from asymrec.errors import DataError, one_line
 
 SUFFIXES = (".parquet", ".parq", ".pq")
 

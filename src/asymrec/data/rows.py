@@ -30,7 +30,3 @@ def first_true(mask: Any) -> int:
 
 def listed(names: list[str]) -> str:
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 
 from asymrec.data.delimited import read_delimited
 from asymrec.data.parts import read_parquet
-from asymrec.data.rows import listed, one_line
-from asymrec.errors import DataError
+from asymrec.data.rows import listed
+from asymrec.errors import DataError, one_line
 
 WHOLE = r"^\s*-?\d{1,15}(\.0*)?\s*$"  # as pandas writes whole numbers where one is missing
 SUFFIXES = (".parquet", ".csv", ".csv.gz", ".tsv", ".tsv.gz")
@@ -45,7 +45,8 @@ class Source:
         """Only the rows of a mask, bool [rows]; messages go on counting all."""
         mask = pa.array(kept)
         written = {name: values.filter(mask) for name, values in self.written.items()}
-        return replace(self, table=self.table.filter(mask), written=written, rows=np.flatnonzero(kept))
+        rows = np.arange(len(kept)) if self.rows is None else self.rows
+        return replace(self, table=self.table.filter(mask), written=written, rows=rows[kept])
 
     def error(self, message: str, column: str | None = None, row: int | None = None) -> DataError:
         """A DataError that begins with the place; `row` counts from 0 and is told from 1."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from asymrec.errors import ConfigError, install
+from asymrec.errors import ConfigError, install, one_line
 
 
 class Step(nn.Module):
@@ -60,7 +60,7 @@ class Session:
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own kinds have no common base
-            raise ConfigError(f"cannot read {path}: {' '.join(str(error).split())[:200]}") from None
+            raise ConfigError(f"cannot read {path}: {one_line(error)}") from None
         if [one.name for one in self.session.get_inputs()] != ["rows"]:
             raise ConfigError(f"{path} is not the graph of a step")
 

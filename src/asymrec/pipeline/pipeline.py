@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from asymrec.data import Dataset, Sequences
-from asymrec.errors import ConfigError, RunError
+from asymrec.errors import ConfigError, RunError, one_line
 from asymrec.files import checksum, recover
 from asymrec.models import Recommender
 from asymrec.ranking import Ranker
@@ -58,7 +58,7 @@ class Pipeline:
             users = pq.read_table(Path(folder) / "users.parquet")
             return cls(retrieval, ranker, users, float(facts["weight"]), int(facts["candidates"]))
         except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-            raise RunError(f"cannot read the pipeline in {folder}: {' '.join(str(error).split())[:200]}") from None
+            raise RunError(f"cannot read the pipeline in {folder}: {one_line(error)}") from None
 
     def logits(
         self,

@@ -20,7 +20,7 @@ import pyarrow as pa
 import yaml
 
 from asymrec import machine
-from asymrec.errors import AsymrecError, ConfigError, RunError
+from asymrec.errors import AsymrecError, ConfigError, RunError, one_line
 from asymrec.files import atomic, recover
 from asymrec.ranking.asked import tables_with_codes, with_code_field
 from asymrec.ranking.examples import ExamplesConfig, Impressions, make
@@ -111,7 +111,7 @@ def load_ranker(folder: str | Path) -> tuple[Ranker, Tables, dict[str, Any]]:
     except RunError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AsymrecError) as error:
-        raise RunError(f"cannot read the ranker in {folder}: {' '.join(str(error).split())[:200]}") from None
+        raise RunError(f"cannot read the ranker in {folder}: {one_line(error)}") from None
 
 
 def evaluate_ranker(folder: str | Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from asymrec.config import Section, TrainingConfig
 from asymrec.device import choose_device
-from asymrec.errors import ConfigError, DataError, RunError
+from asymrec.errors import ConfigError, DataError, RunError, one_line
 from asymrec.files import atomic
 from asymrec.nn.fields import FieldEmbeddings
 from asymrec.ranking.batches import Batch, collate, streams
@@ -238,7 +238,7 @@ class Ranker:
             ranker._build(None)
             ranker.network.load_state_dict(load_file(folder / "model.safetensors"))
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise RunError(f"cannot read the ranker in {folder}: {' '.join(str(error).split())[:200]}") from None
+            raise RunError(f"cannot read the ranker in {folder}: {one_line(error)}") from None
         return ranker
 
     def _check_labels(self, train_part: Impressions, validation: Impressions) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from asymrec.errors import RunError
+from asymrec.errors import RunError, one_line
 from asymrec.files import atomic, recover
 
 
@@ -114,7 +114,7 @@ class Trie:
             if not depth or any(len(s) != own + 1 or s[0] or s[-1] != below for s, own, below in zip(trie.starts, nodes, nodes[1:])):
                 raise ValueError("the lengths do not agree")
         except (OSError, ValueError, IndexError, EOFError) as error:
-            raise RunError(f"{folder / name}: damaged or missing ({' '.join(str(error).split())[:200]})") from None
+            raise RunError(f"{folder / name}: damaged or missing ({one_line(error)})") from None
         return trie
 
 

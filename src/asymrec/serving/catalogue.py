@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from asymrec.errors import AsymrecError, DataError, PlacingError, UnknownIdError
+from asymrec.errors import AsymrecError, DataError, PlacingError, UnknownIdError, one_line
 from asymrec.serving.cells import as_column, as_id, fits, is_binary, misfit
 from asymrec.serving.snapshot import Put, Run, Snapshot
 from asymrec.serving.store import Change, Store
@@ -239,7 +239,7 @@ def _column(name: str, values: list[Any], kind: pa.DataType) -> pa.Array:
             raise misfit(name, values[0], kind) from None
         for value in values:
             _column(name, [value], kind)
-        raise DataError(f"column '{name}' ({kind}) cannot take all these values: {' '.join(str(error).split())[:200]}") from None
+        raise DataError(f"column '{name}' ({kind}) cannot take all these values: {one_line(error)}") from None
 
 
 def _refuse_misfits(run: Run, items: list[tuple[Any, dict[str, Any]]]) -> None:
