@@ -130,7 +130,8 @@ class Runner:
 
 
 def compare(data: Dataset, objective: str, users: int, steps: int) -> dict:
-    recipe = Recipe.of(objective=objective, read="vectors", codeword_map=False)  # no code is read, nor its codeword: the plain version
+    plain = {"read": "vectors", "codeword_map": False, "popularity_codes": False}  # what the plain version is
+    recipe = Recipe.of(objective=objective, **plain)
     train, quantizer = data.split().train, recipe.quantizer
     codes = torch.randint(quantizer.codewords, (data.n_items, quantizer.facets * quantizer.levels))
     model = AsymRec(recipe)  # as its `fit` makes it, but for vectors and codes: their values make no difference to a step's time

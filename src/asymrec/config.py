@@ -140,6 +140,9 @@ class NetworkConfig(Section):
     codeword_map: bool = Field(
         True, description="asymrec, objective `catalogue`: a linear map of the codeword is added to a code's learned embedding"
     )
+    popularity_codes: bool = Field(
+        True, description="asymrec, softmax over items: codes of how often and when an item was taken stand behind those of its content"
+    )
     write: Literal["codes", "vectors"] = Field("codes", description="asymrec: what is written: the item's codes, or its vector")
     experts: int = Field(3, ge=1, description="E, experts of MSP")
     expert_width: int | None = Field(None, ge=1, description="inner width of each expert; by default d_model")

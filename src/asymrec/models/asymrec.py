@@ -12,6 +12,8 @@ What differs from the paper:
   `read=vectors` is the paper's asymmetry, preset `continuous-input`.
 - `codeword_map` (default): an embedding of a code is a learned one plus a linear map of the codeword that it stands for, so that codes of
   like content are alike before anything is known of them; the target is still the code. `codeword_map=false`, preset `free-codes`.
+- `popularity_codes` (default): codes of how often and when an item was taken in training stand behind those of its content
+  (`quantize/popularity.py`), read and written as these are. `popularity_codes=false`, preset `no-popularity-codes`.
 - `repeat`, one learned number for items that the history already holds, see `models/catalogue.py`.
 - Retrieval is exact: every item is scored, where the paper searches a graph.
 - Biases of codes, a LayerNorm on what is read, averaged weights, steps of `batch` interactions and the settings the paper leaves open
@@ -35,12 +37,13 @@ from asymrec.data.batches import pack
 from asymrec.errors import ConfigError
 from asymrec.models.catalogue import CatalogueNetwork, inputs_and_targets
 from asymrec.models.coded import CodedModel
-from asymrec.models.growing import twin
+from asymrec.models.growing import Growing, twin
 from asymrec.nn.decoder import Decoder
 from asymrec.nn.heads import CatalogueHead, FacetHeads, VectorHead, unit
 from asymrec.nn.losses import CodeSum
 from asymrec.nn.msp import MSP
 from asymrec.quantize import MHQ
+from asymrec.quantize.popularity import popularity_codes
 from asymrec.retrieval.exact import score_codes
 from asymrec.training.listener import Listener
 
@@ -54,7 +57,7 @@ class Network(CatalogueNetwork):
         recipe: sections network, quantizer (for K) and training (for the objective).
         history: items that are read.
         vectors: float32 [n_items, d].
-        codes: int [n_items, M*L].
+        codes: int [n_items, H], the M*L of the content first.
         trained: int [m], the items of training, whose mean and spread the vectors are standardised by.
         words: of every code, K; by default the recipe's.
         columns: of the vectors the first so many are read; None: all.
@@ -136,13 +139,17 @@ class AsymRec(CodedModel):
         if training.objective != "catalogue" and training.mix:
             raise ConfigError(f"mix is added to objective=catalogue: with objective={training.objective} use mix=0")
 
-    def _prepare(self, vectors: np.ndarray, counts: np.ndarray, listener: Listener) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _prepare(self, vectors: np.ndarray, train: Sequences, listener: Listener) -> tuple[dict[str, Tensor], dict[str, Any]]:
         wide, facets = self.described(vectors).shape[1], self.recipe.quantizer.facets
         self._wide = None
         if wide < facets == type(self.recipe.quantizer).model_fields["facets"].default:  # another number was chosen, and is refused
             listener.stage(f"note: vectors of {wide} numbers are cut into {wide} facets, not {facets}")
             self._wide = wide
-        return super()._prepare(vectors, counts, listener)
+        tensors, values = super()._prepare(vectors, train, listener)
+        if self.recipe.network.popularity_codes and self._sums_codes:
+            codes, coming = popularity_codes(train, len(vectors), self.recipe.quantizer.codewords)
+            tensors |= {"popularity_codes": torch.from_numpy(codes), "popularity_codes_of_new": torch.from_numpy(coming)}
+        return tensors, values
 
     def _take(self, tensors: dict[str, Tensor]) -> None:
         self._wide = self.described(tensors["vectors"]).shape[1]
@@ -170,8 +177,24 @@ class AsymRec(CodedModel):
 
     def _network(self, n_items: int, words: int | None = None, columns: int | None = None) -> Network:
         prepared, trained = self._prepared, torch.from_numpy(np.flatnonzero(self._counts))
-        known = prepared["vectors"], prepared["codes"], trained
+        known = prepared["vectors"], self._codes(), trained
         return Network(self.recipe, self.history, *known, words, columns, self._codewords(trained))
+
+    def _codes(self) -> Tensor:
+        codes, more = super()._codes(), self._prepared.get("popularity_codes")
+        return codes if more is None else torch.cat((codes, more), 1)
+
+    def _written(self, codes: Tensor) -> Tensor:
+        more = self._prepared.get("popularity_codes_of_new")
+        return codes if more is None else torch.cat((codes, more.expand(len(codes), -1)), 1)
+
+    def _extended(self, vectors: np.ndarray, codes: np.ndarray) -> AsymRec:
+        model, name = super()._extended(vectors, codes), "popularity_codes"
+        if name in self._prepared:
+            more = self._prepared["popularity_codes_of_new"].expand(len(codes), -1)
+            model._grown[name] = self._grown.get(name, Growing(self._prepared[name])).then(more)
+            model._prepared[name] = model._grown[name].rows
+        return model
 
     def _loss(self, pieces: Sequences) -> Tensor:
         training, head = self.recipe.training, self.network.head
@@ -208,9 +231,9 @@ class AsymRec(CodedModel):
             return torch.stack((1 / length, sums(head.bias).squeeze(-1)), 1).cpu().numpy()
 
     def restore(self, tensors: dict[str, Tensor], vectors: np.ndarray | None, codes: np.ndarray | None) -> None:
-        if self._sums_codes and "network.head.map" not in tensors:  # fitted before there was one
-            network = self.recipe.network.model_copy(update={"codeword_map": False})
-            self.recipe = self.recipe.model_copy(update={"network": network})
+        came = {"codeword_map": "network.head.map", "popularity_codes": "popularity_codes"}
+        if self._sums_codes and (without := {name: False for name, tensor in came.items() if tensor not in tensors}):  # fitted before
+            self.recipe = self.recipe.model_copy(update={"network": self.recipe.network.model_copy(update=without)})
         super().restore(tensors, vectors, codes)
 
     def _freeze(self) -> None:

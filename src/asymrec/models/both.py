@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from asymrec.config import Recipe
-from asymrec.data import Dataset, Split
+from asymrec.data import Dataset, Sequences, Split
 from asymrec.errors import ConfigError
 from asymrec.models.sasrec import SASRec
 from asymrec.models.trained import Trained
@@ -41,10 +41,10 @@ class BothViews(Trained):
         del self._source
         super()._end(split)
 
-    def _prepare(self, vectors: np.ndarray, counts: np.ndarray, listener: Listener) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        dataset, split = self._source
-        features = popularity_features(split.train, dataset.n_items, dataset.time_unit)
-        return super()._prepare(np.concatenate([vectors, self._collaborative(listener), features], 1), counts, listener)
+    def _prepare(self, vectors: np.ndarray, train: Sequences, listener: Listener) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        dataset, _ = self._source
+        features = popularity_features(train, dataset.n_items, dataset.time_unit)
+        return super()._prepare(np.concatenate([vectors, self._collaborative(listener), features], 1), train, listener)
 
     def _collaborative(self, listener: Listener) -> np.ndarray:
         """float32 [n_items, collaborative_width]; 0 for items that training says nothing of."""

@@ -32,6 +32,10 @@ class CodedModel(CatalogueModel):
         """Of items by their codes, int [n, H]: float32 [n, 2], what the mean is multiplied by, and what is added; None where nothing is."""
         return None
 
+    def _codes(self) -> Tensor:
+        """What the catalogue is written as, int [n_items, H]."""
+        return self._prepared["codes"]
+
     def searches(self) -> bool:
         """Whether the items' order is that of codes at all."""
         return True
@@ -48,8 +52,9 @@ class CodedModel(CatalogueModel):
         if not searches or again or not histories.lengths.all() or not len(histories):
             return super().best(histories, k, barred, exclude_seen)
         if self._index is None:
-            codes = self._prepared["codes"]
-            self._index = CodeIndex(codes, self.quantizer.codebook_sizes, self.own(codes))
+            codes, sizes = self._codes(), self.quantizer.codebook_sizes
+            sizes += sizes[-1:] * (codes.shape[1] - len(sizes))
+            self._index = CodeIndex(codes, sizes, self.own(codes))
         deny = None if barred is None else Bitmap(barred)
         found = []
         for start in range(0, len(histories), AT_ONCE):
@@ -66,5 +71,6 @@ class CodedModel(CatalogueModel):
     def extended(self, vectors: np.ndarray, codes: np.ndarray | None) -> CodedModel:
         model = super().extended(vectors, codes)
         if self._index is not None:
-            model._index = self._index.add(codes, self.own(torch.from_numpy(codes)))
+            written = self._written(torch.from_numpy(codes))
+            model._index = self._index.add(written, self.own(written))
         return model

@@ -104,10 +104,10 @@ class Trained(Recommender):
 
     # What all have
 
-    def _prepare(self, vectors: np.ndarray | None, counts: np.ndarray, listener: Listener) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _prepare(self, vectors: np.ndarray | None, train: Sequences, listener: Listener) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What is there before the network: tensors, `vectors` and `codes` of the catalogue among them, and plain values.
 
-        vectors: float32 [n_items, d], or None for a model that reads none. counts: int64 [n_items], interactions in training.
+        vectors: float32 [n_items, d], or None for a model that reads none. train: the interactions of training, `_counts` of each item.
         """
         tensors = {} if vectors is None else {"vectors": torch.from_numpy(vectors)}
         quantizer = self._quantizer()
@@ -115,7 +115,7 @@ class Trained(Recommender):
             return tensors, {}
         size = " x ".join(str(count) for count in quantizer.code_shape if count > 1) or "1"
         listener.stage(f"quantize {len(vectors):,} items into {size} codes")
-        quantizer.fit(vectors[counts > 0])
+        quantizer.fit(vectors[self._counts > 0])
         codes = quantizer.catalogue(vectors)
         tensors |= {"codes": torch.from_numpy(codes)} | prefixed("quantizer", quantizer.tensors())
         return tensors, {"report": quantizer.report(vectors, codes)}
@@ -172,7 +172,7 @@ class Trained(Recommender):
         if found is None:
             if vectors is None and self.reads_vectors():
                 vectors = item_vectors(dataset, recipe.vectors, split.train)
-            found = self._prepare(vectors if self.reads_vectors() else None, self._counts, listener)
+            found = self._prepare(vectors if self.reads_vectors() else None, split.train, listener)
             if prepared:
                 prepared.save(*found)
         self._keep(*found)

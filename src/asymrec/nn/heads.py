@@ -9,7 +9,7 @@ Two ways to learn the same discrete target:
   product with the sum of its code embeddings. That sum is normalised and the softmax runs over the items of the catalogue, not
   over codewords: probability is not spent on code combinations that no item has. The target is still MHQ's code.
   A code's embedding is a learned one plus a linear map of its codeword, one map for all codes of a facet: codes of like content begin
-  alike, and a rare code learns from the others.
+  alike, and a rare code learns from the others. Codes behind those of the content have no codeword.
 
 And one without codes, `VectorHead`: it compares with the items' own continuous vectors, the paper's ablation "continuous output".
 """
@@ -41,7 +41,7 @@ class CatalogueHead(nn.Module):
         words: K.
         width: d_model.
         temperature: divides the cosine; None: inner products.
-        codewords: float32 [M, L, K, d], M * L = H, what the codes stand for; None: embeddings are learned alone.
+        codewords: float32 [M, L, K, d], what the first M * L codes stand for; None: embeddings are learned alone.
     """
 
     def __init__(self, codes: Tensor, words: int, width: int, temperature: float | None, codewords: Tensor | None = None):
@@ -62,7 +62,8 @@ class CatalogueHead(nn.Module):
         if self.map is None:
             return self.embedding
         with torch.autocast(self.map.device.type, enabled=False):
-            return self.embedding + torch.bmm(self.codewords, self.map).view_as(self.embedding)
+            known = torch.bmm(self.codewords, self.map).view(-1, *self.embedding.shape[1:])
+            return torch.cat((self.embedding[: len(known)] + known, self.embedding[len(known) :]))
 
     def vectors(self, rows: Tensor | None = None) -> Tensor:
         """The sum of an item's code embeddings, of all items or of some rows: [items, width]."""
