@@ -16,7 +16,7 @@ from asymrec import AsymRec, Dataset, Recommender
 from asymrec.data import Sequences
 from asymrec.errors import ConfigError
 from asymrec.files import checksum
-from asymrec.quantize.popularity import ERAS, LEVELS, popularity_codes
+from asymrec.quantize.popularity import LEVELS, PARTS, popularity_codes
 
 SHORT = SETTINGS | {"epochs": 1}
 H = SETTINGS["facets"] * SETTINGS["levels"]
@@ -52,12 +52,13 @@ def test_codes_are_in_range_and_in_order(users, words):
     users = [sorted(user, key=lambda pair: pair[1]) for user in users]
     train = Sequences.of([[item for item, _ in user] for user in users], [[time for _, time in user] for user in users])
     codes, coming = popularity_codes(train, 10, words)
-    assert codes.dtype == coming.dtype == np.int32 and codes.shape == (10, 4) and (codes >= 0).all()
-    assert (codes < [min(words, LEVELS)] + [min(words, ERAS)] * 3).all()
+    parts = sorted({min(words, most) for most in PARTS})
+    assert codes.dtype == coming.dtype == np.int32 and codes.shape == (10, 1 + 3 * len(parts)) and (codes >= 0).all()
+    assert (codes < [min(words, LEVELS)] + [most for most in parts for _ in range(3)]).all()
     counts = np.bincount(train.items, minlength=10)
     assert (codes[counts == 0] == coming).all()
     taken, last = np.flatnonzero(counts), np.array([max((t for u in users for i, t in u if i == item), default=0) for item in range(10)])
-    for values, column in ((counts, 0), (last, 3)):
+    for values, column in ((counts, 0), (last, 3), (last, -1)):
         order = taken[np.argsort(values[taken], kind="stable")]
         assert (np.diff(codes[order, column]) >= 0).all()
 
