@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import SETTINGS, tables
 
-from asymrec import AsymRec, Dataset, Recommender
+from asymrec import AsymRec, Dataset, Recommender, SASRec, SASRecContent
 from asymrec.data import Sequences
 from asymrec.errors import ConfigError
 from asymrec.files import checksum
+from asymrec.models.popular import CODES
 from asymrec.quantize.popularity import LEVELS, PARTS, popularity_codes
 
 SHORT = SETTINGS | {"epochs": 1}
@@ -89,16 +90,18 @@ def test_asymrec_reads_and_writes_them(model, dataset):
         model.network.head.embedding[H:] -= 1.0
 
 
-def test_new_items_are_young_and_middling(model, dataset, tmp_path):
+@pytest.mark.parametrize("kind", [AsymRec, SASRecContent])
+def test_new_items_are_young_and_middling(kind, dataset, tmp_path):
+    model = kind(**SHORT).fit(dataset)
     items = dataset.items.slice(3, 1)
     new = items.set_column(0, "item_id", pa.array([900], items.schema.field("item_id").type))
     larger = model.with_items(new)
-    coming = popularity_codes(dataset.split().train, dataset.n_items, SETTINGS["codewords"])[1]
-    assert larger._codes()[-1, H:].tolist() == coming.tolist() and len(model._codes()) == dataset.n_items
+    coming = popularity_codes(dataset.split().train, dataset.n_items, model._told())[1]
+    assert larger._prepared[CODES][-1].tolist() == coming.tolist() and len(model._prepared[CODES]) == dataset.n_items
     larger.save(tmp_path / "run")
     again, histories = Recommender.load(tmp_path / "run"), dataset.sequences.take(np.arange(9))
     np.testing.assert_allclose(again.scores(histories), larger.scores(histories), atol=1e-5)
-    assert again._codes().equal(larger._codes())
+    assert again._prepared[CODES].equal(larger._prepared[CODES])
 
 
 def test_without_times_there_is_popularity_alone(dataset):
@@ -108,14 +111,26 @@ def test_without_times_there_is_popularity_alone(dataset):
     assert model._codes().shape[1] == H + 1
 
 
+def test_sasrec_adds_them_to_its_items(dataset):
+    model = SASRecContent(**SHORT).fit(dataset)
+    table, codes = model.network.head.table, torch.from_numpy(popularity_codes(dataset.split().train, dataset.n_items, 256)[0])
+    assert model._prepared[CODES].equal(codes) and codes.shape[1] == 7
+    with torch.inference_mode():
+        own = table.embedding.weight + table.content(table.vectors).float()
+        torch.testing.assert_close(table(), own + sum(table.codes[at][codes[:, at].long()] for at in range(7)))
+        torch.testing.assert_close(table(torch.tensor([5, 3])), table()[[5, 3]])
+    assert CODES not in SASRec(**SHORT).fit(dataset).tensors()
+
+
 @pytest.mark.parametrize("setting", [{"objective": "heads"}, {"write": "vectors"}, {"popularity_codes": False}])
 def test_models_without_them(setting, dataset):
     model = AsymRec(**SHORT | setting).fit(dataset)
-    assert model._codes().shape[1] == H and "popularity_codes" not in model.tensors()
+    assert model._codes().shape[1] == H and CODES not in model.tensors()
 
 
-def test_a_run_of_before_is_read(dataset, tmp_path):
-    model = AsymRec(**SHORT, popularity_codes=False).fit(dataset)
+@pytest.mark.parametrize("kind", [AsymRec, SASRecContent])
+def test_a_run_of_before_is_read(kind, dataset, tmp_path):
+    model = kind(**SHORT, popularity_codes=False).fit(dataset)
     model.save(tmp_path)
     config, manifest = tmp_path / "config.yaml", json.loads((tmp_path / "manifest.json").read_text())
     kept = config.read_text()

@@ -37,13 +37,13 @@ from asymrec.data.batches import pack
 from asymrec.errors import ConfigError
 from asymrec.models.catalogue import CatalogueNetwork, inputs_and_targets
 from asymrec.models.coded import CodedModel
-from asymrec.models.growing import Growing, twin
+from asymrec.models.growing import twin
+from asymrec.models.popular import CODES, ToldPopularity, beside
 from asymrec.nn.decoder import Decoder
 from asymrec.nn.heads import CatalogueHead, FacetHeads, VectorHead, unit
 from asymrec.nn.losses import CodeSum
 from asymrec.nn.msp import MSP
 from asymrec.quantize import MHQ
-from asymrec.quantize.popularity import popularity_codes
 from asymrec.retrieval.exact import score_codes
 from asymrec.training.listener import Listener
 
@@ -121,7 +121,7 @@ class Network(CatalogueNetwork):
         return network
 
 
-class AsymRec(CodedModel):
+class AsymRec(ToldPopularity, CodedModel):
     """Settings as in `asymrec.config`, by name: `AsymRec(width=256, facets=16, epochs=40, seed=1)`."""
 
     name = "asymrec"
@@ -145,11 +145,7 @@ class AsymRec(CodedModel):
         if wide < facets == type(self.recipe.quantizer).model_fields["facets"].default:  # another number was chosen, and is refused
             listener.stage(f"note: vectors of {wide} numbers are cut into {wide} facets, not {facets}")
             self._wide = wide
-        tensors, values = super()._prepare(vectors, train, listener)
-        if self.recipe.network.popularity_codes and self._sums_codes:
-            codes, coming = popularity_codes(train, len(vectors), self.recipe.quantizer.codewords)
-            tensors |= {"popularity_codes": torch.from_numpy(codes), "popularity_codes_of_new": torch.from_numpy(coming)}
-        return tensors, values
+        return super()._prepare(vectors, train, listener)
 
     def _take(self, tensors: dict[str, Tensor]) -> None:
         self._wide = self.described(tensors["vectors"]).shape[1]
@@ -181,20 +177,10 @@ class AsymRec(CodedModel):
         return Network(self.recipe, self.history, *known, words, columns, self._codewords(trained))
 
     def _codes(self) -> Tensor:
-        codes, more = super()._codes(), self._prepared.get("popularity_codes")
-        return codes if more is None else torch.cat((codes, more), 1)
+        return beside(super()._codes(), self._prepared.get(CODES))
 
-    def _written(self, codes: Tensor) -> Tensor:
-        more = self._prepared.get("popularity_codes_of_new")
-        return codes if more is None else torch.cat((codes, more.expand(len(codes), -1)), 1)
-
-    def _extended(self, vectors: np.ndarray, codes: np.ndarray) -> AsymRec:
-        model, name = super()._extended(vectors, codes), "popularity_codes"
-        if name in self._prepared:
-            more = self._prepared["popularity_codes_of_new"].expand(len(codes), -1)
-            model._grown[name] = self._grown.get(name, Growing(self._prepared[name])).then(more)
-            model._prepared[name] = model._grown[name].rows
-        return model
+    def _told(self) -> int | None:
+        return self.recipe.quantizer.codewords if self.recipe.network.popularity_codes and self._sums_codes else None
 
     def _loss(self, pieces: Sequences) -> Tensor:
         training, head = self.recipe.training, self.network.head
@@ -231,9 +217,9 @@ class AsymRec(CodedModel):
             return torch.stack((1 / length, sums(head.bias).squeeze(-1)), 1).cpu().numpy()
 
     def restore(self, tensors: dict[str, Tensor], vectors: np.ndarray | None, codes: np.ndarray | None) -> None:
-        came = {"codeword_map": "network.head.map", "popularity_codes": "popularity_codes"}
-        if self._sums_codes and (without := {name: False for name, tensor in came.items() if tensor not in tensors}):  # fitted before
-            self.recipe = self.recipe.model_copy(update={"network": self.recipe.network.model_copy(update=without)})
+        if self._sums_codes and "network.head.map" not in tensors:  # fitted before there was one
+            network = self.recipe.network.model_copy(update={"codeword_map": False})
+            self.recipe = self.recipe.model_copy(update={"network": network})
         super().restore(tensors, vectors, codes)
 
     def _freeze(self) -> None:

@@ -197,7 +197,8 @@ class CatalogueModel(Trained):
             return super().extended(vectors, codes)
         model = self._extended(vectors, codes)
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-            parts = (torch.from_numpy(vectors), None if codes is None else self._written(torch.from_numpy(codes)))
+            written = self._written(None if codes is None else torch.from_numpy(codes), len(vectors))
+            parts = (torch.from_numpy(vectors), written)
             network = self.network.over(*(None if part is None else part.to(self.device) for part in parts))
             old, new = {"inputs": self._inputs}, {"inputs": network.read(torch.arange(len(vectors), device=self.device))}
             if self._compares_items():
@@ -212,8 +213,8 @@ class CatalogueModel(Trained):
             model._items = model._grown["items"].rows.T, None if bias is None else bias.rows
         return model
 
-    def _written(self, codes: Tensor) -> Tensor:
-        """What new items of codes int [m, H] are written as."""
+    def _written(self, codes: Tensor | None, count: int) -> Tensor | None:
+        """The codes that the network has of so many new items, whose ids are codes int [count, H], if they have any."""
         return codes
 
     def _freeze(self) -> None:

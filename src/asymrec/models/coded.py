@@ -71,6 +71,6 @@ class CodedModel(CatalogueModel):
     def extended(self, vectors: np.ndarray, codes: np.ndarray | None) -> CodedModel:
         model = super().extended(vectors, codes)
         if self._index is not None:
-            written = self._written(torch.from_numpy(codes))
+            written = self._written(torch.from_numpy(codes), len(codes))
             model._index = self._index.add(written, self.own(written))
         return model

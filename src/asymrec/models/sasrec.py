@@ -11,7 +11,8 @@ What differs from the paper, and makes it the strong baseline that later work me
 - pre-norm blocks, packed histories and the training loop that all models here share.
 
 `sasrec+content` adds a two-layer network of the item's continuous vector to the item's learned one, where items are read and where
-they are compared, so that content is no privilege of the generative models.
+they are compared, so that content is no privilege of the generative models; and the vectors of AsymRec's codes of how often and when an
+item was taken (`popularity_codes`), for the same reason.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ from torch.nn import functional as F
 
 from asymrec.models.catalogue import CatalogueModel, CatalogueNetwork
 from asymrec.models.growing import twin
+from asymrec.models.popular import CODES, ToldPopularity
 from asymrec.nn.decoder import Decoder
 from asymrec.nn.items import ItemHead, ItemTable
+from asymrec.nn.losses import CodeSum
+from asymrec.quantize.popularity import PARTS
 
 
 class Network(CatalogueNetwork):
@@ -43,6 +47,8 @@ class Network(CatalogueNetwork):
         network, head, table = twin(self), twin(self.head), twin(self.head.table)
         nothing = vectors.new_zeros(len(vectors), table.embedding.embedding_dim)
         table.vectors, table.embedding = vectors, nn.Embedding.from_pretrained(nothing)
+        if table.codes is not None:
+            table.sum = CodeSum(codes, table.codes.shape[1])
         head.table, head.bias = table, nn.Parameter(self.head.bias.mean().expand(len(vectors)).clone(), requires_grad=False)
         network.head = head
         return network
@@ -59,7 +65,7 @@ class SASRec(CatalogueModel):
 
     def _table(self, n_items: int) -> ItemTable:
         trained = torch.from_numpy(np.flatnonzero(self._counts))
-        return ItemTable(n_items, self.recipe.network.width, self._prepared.get("vectors"), trained)
+        return ItemTable(n_items, self.recipe.network.width, self._prepared.get("vectors"), trained, self._prepared.get(CODES), PARTS[-1])
 
     def _network(self, n_items: int) -> Network:
         net = self.recipe.network
@@ -67,13 +73,16 @@ class SASRec(CatalogueModel):
         return Network(self._table(n_items), decoder, self.recipe.training.temperature, net.repeat)
 
 
-class SASRecContent(SASRec):
-    """SASRec with the items' continuous vectors."""
+class SASRecContent(ToldPopularity, SASRec):
+    """SASRec with the items' continuous vectors and codes of their popularity."""
 
     name = "sasrec+content"
 
     def reads_vectors(self) -> bool:
         return True
+
+    def _told(self) -> int | None:
+        return PARTS[-1] if self.recipe.network.popularity_codes else None
 
     def tensors(self) -> dict[str, Tensor]:
         """New items have no learned part and the mean bias, which the network of before them does not hold."""
