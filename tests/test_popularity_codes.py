@@ -1,4 +1,4 @@
-"""Codes of how often and when an item was taken, by hand and in AsymRec."""
+"""Codes of how often and since when an item was taken, by hand and in AsymRec."""
 
 from __future__ import annotations
 
@@ -37,9 +37,10 @@ def test_codes_by_hand():
     train = Sequences.of([[0, 1, 0], [2, 0, 3], [3]], [[10, 20, 30], [40, 50, 60], [70]])
     codes, coming = popularity_codes(train, 5, 4)
     assert codes[:, 0].tolist() == [3, 2, 2, 3, 2]  # 2 log2(1 + 3) = 4 is past the last; item 4 was never taken: as the middle one
-    # first 10, 20, 40, 60; mean 30, 20, 40, 65; last 50, 20, 40, 70: four items, four parts
-    assert codes[:4, 1:].tolist() == [[0, 1, 2], [1, 0, 0], [2, 2, 1], [3, 3, 3]]
-    assert codes[4].tolist() == coming.tolist() == [2, 3, 3, 3]
+    assert codes[:4, 1:].tolist() == [[0], [1], [2], [3]]  # first taken at 10, 20, 40, 60
+    assert codes[4].tolist() == coming.tolist() == [2, 3]
+    fine, coming = popularity_codes(train, 5, 256)
+    assert fine[:, 1:].tolist() == [[0, 0], [10, 85], [21, 170], [31, 255], [31, 255]] and coming.tolist() == [2, 31, 255]
     plain, coming = popularity_codes(Sequences.of([[0, 1, 0], [2]]), 3, 256)
     assert plain.tolist() == [[3], [2], [2]] and coming.tolist() == [2]
 
@@ -54,12 +55,12 @@ def test_codes_are_in_range_and_in_order(users, words):
     train = Sequences.of([[item for item, _ in user] for user in users], [[time for _, time in user] for user in users])
     codes, coming = popularity_codes(train, 10, words)
     parts = sorted({min(words, most) for most in PARTS})
-    assert codes.dtype == coming.dtype == np.int32 and codes.shape == (10, 1 + 3 * len(parts)) and (codes >= 0).all()
-    assert (codes < [min(words, LEVELS)] + [most for most in parts for _ in range(3)]).all()
+    assert codes.dtype == coming.dtype == np.int32 and codes.shape == (10, 1 + len(parts)) and (codes >= 0).all()
+    assert (codes < [min(words, LEVELS), *parts]).all()
     counts = np.bincount(train.items, minlength=10)
     assert (codes[counts == 0] == coming).all()
-    taken, last = np.flatnonzero(counts), np.array([max((t for u in users for i, t in u if i == item), default=0) for item in range(10)])
-    for values, column in ((counts, 0), (last, 3), (last, -1)):
+    taken, first = np.flatnonzero(counts), np.array([min((t for u in users for i, t in u if i == item), default=0) for item in range(10)])
+    for values, column in ((counts, 0), (first, 1), (first, -1)):
         order = taken[np.argsort(values[taken], kind="stable")]
         assert (np.diff(codes[order, column]) >= 0).all()
 
@@ -83,7 +84,7 @@ def test_asymrec_reads_and_writes_them(model, dataset):
     rows = torch.arange(dataset.n_items)
     with torch.inference_mode():
         items, read, embedding = model.network.head.vectors(rows), model.network.read(rows), model.network.head.embeddings()
-        expected = sum(embedding[at][model._codes()[:, at].long()] for at in range(H + 4))
+        expected = sum(embedding[at][model._codes()[:, at].long()] for at in range(H + 2))
         torch.testing.assert_close(items, expected)
         model.network.head.embedding[H:] += 1.0
         assert not torch.equal(model.network.read(rows), read)
@@ -114,10 +115,10 @@ def test_without_times_there_is_popularity_alone(dataset):
 def test_sasrec_adds_them_to_its_items(dataset):
     model = SASRecContent(**SHORT).fit(dataset)
     table, codes = model.network.head.table, torch.from_numpy(popularity_codes(dataset.split().train, dataset.n_items, 256)[0])
-    assert model._prepared[CODES].equal(codes) and codes.shape[1] == 7
+    assert model._prepared[CODES].equal(codes) and codes.shape[1] == 3
     with torch.inference_mode():
         own = table.embedding.weight + table.content(table.vectors).float()
-        torch.testing.assert_close(table(), own + sum(table.codes[at][codes[:, at].long()] for at in range(7)))
+        torch.testing.assert_close(table(), own + sum(table.codes[at][codes[:, at].long()] for at in range(3)))
         torch.testing.assert_close(table(torch.tensor([5, 3])), table()[[5, 3]])
     assert CODES not in SASRec(**SHORT).fit(dataset).tensors()
 

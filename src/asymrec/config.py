@@ -141,7 +141,7 @@ class NetworkConfig(Section):
         True, description="asymrec, objective `catalogue`: a linear map of the codeword is added to a code's learned embedding"
     )
     popularity_codes: bool = Field(
-        True, description="asymrec with a softmax over items, sasrec+content: codes of how often and when an item was taken in training"
+        True, description="asymrec with a softmax over items, sasrec+content: codes of how often, and since when, an item was taken"
     )
     write: Literal["codes", "vectors"] = Field("codes", description="asymrec: what is written: the item's codes, or its vector")
     experts: int = Field(3, ge=1, description="E, experts of MSP")

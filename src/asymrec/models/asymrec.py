@@ -12,7 +12,7 @@ What differs from the paper:
   `read=vectors` is the paper's asymmetry, preset `continuous-input`.
 - `codeword_map` (default): an embedding of a code is a learned one plus a linear map of the codeword that it stands for, so that codes of
   like content are alike before anything is known of them; the target is still the code. `codeword_map=false`, preset `free-codes`.
-- `popularity_codes` (default): codes of how often and when an item was taken in training stand behind those of its content
+- `popularity_codes` (default): codes of how often and since when an item was taken in training stand behind those of its content
   (`quantize/popularity.py`), read and written as these are. `popularity_codes=false`, preset `no-popularity-codes`.
 - `repeat`, one learned number for items that the history already holds, see `models/catalogue.py`.
 - Retrieval is exact: every item is scored, where the paper searches a graph.

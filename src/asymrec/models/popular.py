@@ -1,4 +1,4 @@
-"""What models share that are told how often and when an item was taken in training: `popularity_codes` (`quantize/popularity.py`).
+"""What models share that are told how often and since when an item was taken in training: `popularity_codes` (`quantize/popularity.py`).
 
 A fitted model keeps the codes of its items, and those of an item that comes later, beside what it was prepared with.
 """

@@ -11,8 +11,8 @@ What differs from the paper, and makes it the strong baseline that later work me
 - pre-norm blocks, packed histories and the training loop that all models here share.
 
 `sasrec+content` adds a two-layer network of the item's continuous vector to the item's learned one, where items are read and where
-they are compared, so that content is no privilege of the generative models; and the vectors of AsymRec's codes of how often and when an
-item was taken (`popularity_codes`), for the same reason.
+they are compared, so that content is no privilege of the generative models; and the vectors of AsymRec's codes of how often, and since
+when, an item was taken (`popularity_codes`), for the same reason.
 """
 
 from __future__ import annotations

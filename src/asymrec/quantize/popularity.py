@@ -1,11 +1,13 @@
-"""Codes of what training says of an item besides its content: how often it was taken, and when. AsymRec (arXiv 2605.14512) has none.
+"""Codes of what training says of an item besides its content: how often it was taken, and since when. AsymRec (arXiv 2605.14512) has none.
 
     popularity    log2(1 + f) of its f interactions, to the half
-    first         its first interaction, the mean of all and the last: which part of the items of training, in that order, it belongs to,
-    mean          once of 32 parts and once of 256, two codes each; of no more than K, and where K is 32 or less there is one code each
-    last
+    age           which part of the items of training, in the order of their first interactions, it belongs to: a code for 32 parts and one
+                  for 256, none of more than K parts; where K is 32 or less there is the first alone
 
-Codes of content cannot tell which of two like items is bought more, or which one is no longer sold: a model with a vector for each item
+The last interaction, or the mean of all, are not told: in training an item's last is never before the one that is to be foretold, for
+that is among them, which is not so of a test.
+
+Codes of content cannot tell which of two like items is bought more, or which is the newer: a model with a vector for each item
 learns it, one that sums shared codes has to be told. Without times the order of the file is not a time, and there is popularity alone.
 
 Of an item that nobody took yet nothing is known: it is as popular as the middle one of those that were taken, and as young as the youngest.
@@ -22,7 +24,7 @@ LEVELS = 64  # of popularity, at most: to 4 billion interactions
 
 
 def popularity_codes(train: Sequences, n_items: int, words: int) -> tuple[np.ndarray, np.ndarray]:
-    """int32 [n_items, C] and the codes of an item that comes later, int32 [C]; C is 7 or 4, or 1 without times; all are below `words`.
+    """int32 [n_items, C] and the codes of an item that comes later, int32 [C]; C is 3 or 2, or 1 without times; all are below `words`.
 
     Args:
         train: the sequences of training, and nothing else; at least one interaction.
@@ -34,16 +36,11 @@ def popularity_codes(train: Sequences, n_items: int, words: int) -> tuple[np.nda
     level[counts == 0] = np.round(np.median(level[taken]))
     columns, coming = [level], [np.round(np.median(level[taken]))]
     if train.times is not None:
-        times = train.times - train.times.min()  # small numbers, exact as float64
-        first = np.full(n_items, times.max())
-        np.minimum.at(first, train.items, times)
-        last = np.zeros(n_items, times.dtype)
-        np.maximum.at(last, train.items, times)
-        mean = np.bincount(train.items, times, n_items) / np.maximum(counts, 1)
+        first = np.full(n_items, train.times.max())
+        np.minimum.at(first, train.items, train.times)
         for parts in sorted({min(words, most) for most in PARTS}):
-            for when in (first, mean, last):
-                part = np.searchsorted(np.quantile(when[taken], np.arange(1, parts) / parts), when)
-                part[counts == 0] = parts - 1
-                columns.append(part)
-                coming.append(parts - 1)
+            part = np.searchsorted(np.quantile(first[taken], np.arange(1, parts) / parts), first)
+            part[counts == 0] = parts - 1
+            columns.append(part)
+            coming.append(parts - 1)
     return np.stack(columns, 1).astype(np.int32), np.array(coming, np.int32)
