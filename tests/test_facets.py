@@ -121,8 +121,8 @@ def model():
 
 def test_the_network_reads_both_views_and_not_the_features(model):
     assert model.network.vectors.shape == (70, 10 + WIDTH) and model.catalogue()[0].shape == (70, 10 + WIDTH + FEATURES)
-    assert model.network.head.embedding.shape[:2] == (4, 2 * WORDS)
-    vectors, codes = (model._prepared[name] for name in ("vectors", "codes"))
+    assert model.network.head.embedding.shape[:2] == (4 + 2, 2 * WORDS)  # two popularity codes behind those of the facets
+    vectors, codes = model._prepared["vectors"], model._codes()
     rows, read = torch.arange(70), []
     for columns, step in ((slice(-FEATURES, None), 1.0), (slice(10, 10 + WIDTH), 1.0)):
         other = vectors.clone()
