@@ -17,6 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from asymrec.files import checksum
+
 SOURCE = Path(__file__).parents[1] / "src"
 SETTINGS = {
     **{"text": [], "views": ["vector"], "facets": 4, "levels": 2, "codewords": 16, "quantizer_epochs": 1},
@@ -115,3 +117,13 @@ def here(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedPro
 
 def contents(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def as_of_before(run: Path, setting: str) -> None:
+    """Take a line of its settings out of a saved run, as if it had been fitted before there was such a setting."""
+    config, manifest = run / "config.yaml", json.loads((run / "manifest.json").read_text())
+    kept = config.read_text()
+    assert f"  {setting}\n" in kept
+    config.write_text(kept.replace(f"  {setting}\n", ""))
+    manifest["files"]["config.yaml"] = checksum(config)
+    (run / "manifest.json").write_text(json.dumps(manifest))

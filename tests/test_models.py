@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from small import as_of_before
 
 from asymrec import EASE, AsymRec, Counts, Dataset, ItemKNN, Popularity, Recommender
 from asymrec.data import Sequences
 from asymrec.errors import ConfigError, DataError, RunError, UnknownIdError, VectorError
 from asymrec.evaluation import evaluate
-from asymrec.files import checksum
 from asymrec.models import HSTU, RPG, AsymRecBoth, FlexCode, Fusion, SASRec, SASRecContent, Tiger, base, both, coded
 from asymrec.models.trained import cut
 from asymrec.retrieval.index import CodeIndex
@@ -379,12 +379,7 @@ def test_damage_and_other_versions_are_told(fitted, tmp_path):
 def test_a_run_from_before_codes_knew_their_codewords_is_read(fitted, tmp_path):
     model = fitted("asymrec-free-codes")
     model.save(tmp_path)
-    config, manifest = tmp_path / "config.yaml", json.loads((tmp_path / "manifest.json").read_text())
-    kept = config.read_text()
-    assert "  codeword_map: false\n" in kept
-    config.write_text(kept.replace("  codeword_map: false\n", ""))
-    manifest["files"]["config.yaml"] = checksum(config)
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    as_of_before(tmp_path, "codeword_map: false")
     again = Recommender.load(tmp_path)
     assert not again.recipe.network.codeword_map
     assert again.recommend([["i1", "i2"]]) == model.recommend([["i1", "i2"]])

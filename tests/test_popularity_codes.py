@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import SETTINGS, tables
+from small import SETTINGS, as_of_before, tables
 
 from asymrec import AsymRec, Dataset, Recommender, SASRec, SASRecContent
 from asymrec.data import Sequences
 from asymrec.errors import ConfigError
-from asymrec.files import checksum
 from asymrec.models.popular import CODES
 from asymrec.quantize.popularity import LEVELS, PARTS, popularity_codes
 
@@ -133,12 +130,7 @@ def test_models_without_them(setting, dataset):
 def test_a_run_of_before_is_read(kind, dataset, tmp_path):
     model = kind(**SHORT, popularity_codes=False).fit(dataset)
     model.save(tmp_path)
-    config, manifest = tmp_path / "config.yaml", json.loads((tmp_path / "manifest.json").read_text())
-    kept = config.read_text()
-    assert "  popularity_codes: false\n" in kept
-    config.write_text(kept.replace("  popularity_codes: false\n", ""))
-    manifest["files"]["config.yaml"] = checksum(config)
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    as_of_before(tmp_path, "popularity_codes: false")
     again, histories = Recommender.load(tmp_path), dataset.sequences.take(np.arange(9))
     assert not again.recipe.network.popularity_codes and again.recipe.network.codeword_map
     np.testing.assert_allclose(again.scores(histories), model.scores(histories), atol=1e-5)

@@ -52,6 +52,12 @@ class Sequences:
         """int64 [total]: the sequence that each interaction is in."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
+    def first_times(self, n_items: int) -> np.ndarray:
+        """int64 [n_items]: when each item was first taken, the largest number where it never was. The sequences have times."""
+        first = np.full(n_items, np.iinfo(np.int64).max)
+        np.minimum.at(first, self.items, self.times)
+        return first
+
     def take(self, rows: np.ndarray) -> Sequences:
         """The sequences `rows` (int [m]), in that order; rows may come twice."""
         rows = np.asarray(rows, dtype=np.int64)

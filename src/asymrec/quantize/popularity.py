@@ -33,14 +33,12 @@ def popularity_codes(train: Sequences, n_items: int, words: int) -> tuple[np.nda
     counts = np.bincount(train.items, minlength=n_items)
     taken = np.flatnonzero(counts)
     level = np.round(2 * np.log2(1 + counts)).clip(0, min(words, LEVELS) - 1)
-    level[counts == 0] = np.round(np.median(level[taken]))
     columns, coming = [level], [np.round(np.median(level[taken]))]
     if train.times is not None:
-        first = np.full(n_items, train.times.max())
-        np.minimum.at(first, train.items, train.times)
+        first = train.first_times(n_items)
         for parts in sorted({min(words, most) for most in PARTS}):
-            part = np.searchsorted(np.quantile(first[taken], np.arange(1, parts) / parts), first)
-            part[counts == 0] = parts - 1
-            columns.append(part)
+            columns.append(np.searchsorted(np.quantile(first[taken], np.arange(1, parts) / parts), first))
             coming.append(parts - 1)
-    return np.stack(columns, 1).astype(np.int32), np.array(coming, np.int32)
+    codes = np.stack(columns, 1).astype(np.int32)
+    codes[counts == 0] = coming
+    return codes, np.array(coming, np.int32)

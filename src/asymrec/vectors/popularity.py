@@ -30,9 +30,7 @@ def popularity_features(train: Sequences, n_items: int, time_unit: str | None) -
     counts = np.bincount(train.items, minlength=n_items)
     age, sparsity = np.zeros(n_items), np.zeros(n_items)
     if time_unit is not None and train.times is not None and len(train.times):
-        first = np.full(n_items, np.iinfo(np.int64).max)
-        np.minimum.at(first, train.items, train.times)
-        seen = counts > 0
+        first, seen = train.first_times(n_items), counts > 0
         age[seen] = np.log1p((train.times.max() - first[seen]) / DAY[time_unit])
         edges = np.quantile(train.times, np.arange(1, BUCKETS) / BUCKETS)
         taken = np.zeros((n_items, BUCKETS), bool)
