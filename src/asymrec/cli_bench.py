@@ -52,6 +52,9 @@ def bench(
             print(f"note: {cell} is not taken from {folder}: {why}", file=sys.stderr)
         print(f"{folder}: {len(taken)} cells taken")
     if not imports and not table and export is None:
+        for entry in {cell.entry.name: cell.entry for cell in cells}.values():
+            for name in entry.passed_over():
+                print(f"note: {entry.name}: setting '{name}' means nothing to model '{entry.model}'", file=sys.stderr)
         try:
             failed = run_cells(plan, cells, lambda line: print(line, flush=True))
         except KeyboardInterrupt:

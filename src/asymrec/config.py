@@ -289,6 +289,11 @@ class Recipe(Section):
         return {leaf: name for name, field in cls.model_fields.items() for leaf in field.annotation.model_fields}
 
     @classmethod
+    def leaves_of(cls, *sections: str) -> frozenset[str]:
+        """All leaf names of some sections."""
+        return frozenset(leaf for name in sections for leaf in cls.model_fields[name].annotation.model_fields)
+
+    @classmethod
     def _place(cls, name: str) -> tuple[str, str]:
         if "." in name:
             section, leaf = name.split(".", 1)

@@ -13,6 +13,7 @@ import yaml
 
 from asymrec.config import PRESETS, Recipe, Section
 from asymrec.models import MODELS
+from asymrec.models.trained import Trained
 from asymrec.ranking import schema
 from asymrec.ranking.examples import ExamplesConfig
 from asymrec.ranking.ranker import RankerConfig
@@ -34,6 +35,8 @@ def settings() -> str:
         "",
         "`--set` goes over `--config`, `--config` over the defaults. A run keeps all of them in its `config.yaml`, which is itself a",
         "file for `--config`. An unknown setting is refused, and the nearest is named. Rankers have [settings of their own](#rankers).",
+        "Where the models of a setting are named, it means nothing to the others: a fit that is given it says so and goes on. A fusion",
+        "uses what its parts do.",
         "",
         "Some models have defaults of their own, each chosen once for all data; `objective` is one of those that the model can learn by:",
         "",
@@ -48,7 +51,7 @@ def settings() -> str:
         *(_preset(name, path) for name, path in PRESETS.items()),
     ]
     for name, field in Recipe.model_fields.items():
-        lines += ["", f"## {name}", "", *_table(field.annotation)]
+        lines += ["", f"## {name}", "", *_table(field.annotation, users=name not in ("data", "fusion"))]
     lines += [
         "",
         "## Rankers",
@@ -90,15 +93,19 @@ def commands() -> str:
 PAGES: dict[str, Callable[[], str]] = {"configuration.md": settings, "commands.md": commands}
 
 
-def _table(section: type[Section], titled: bool = True) -> Iterator[str]:
-    """A section's purpose and its settings."""
+def _table(section: type[Section], titled: bool = True, users: bool = False) -> Iterator[str]:
+    """A section's purpose and its settings; with the models that they mean something to, once where these are always the same."""
     if titled and section.__doc__:
         yield from (section.__doc__.strip(), "")
-    schemas = section.model_json_schema()["properties"]
-    yield from ("| setting | default | range | meaning |", "|---|---|---|---|")
+    schemas, models = section.model_json_schema()["properties"], {leaf: _users(leaf) for leaf in section.model_fields} if users else {}
+    if users and len(set(models.values())) == 1:
+        yield from (f"Models: {next(iter(models.values()))}.", "")
+        users = False
+    yield from ("| setting | default | range | meaning |" + " models |" * users, "|---|---|---|---|" + "---|" * users)
     for leaf, value in section.model_fields.items():
         default = "needed" if value.is_required() else f"`{_yaml(value.get_default(call_default_factory=True))}`"
-        yield f"| `{leaf}` | {default} | {_range(schemas[leaf])} | {(value.description or '').replace('|', '&#124;')} |"
+        meaning = (value.description or "").replace("|", "&#124;")
+        yield f"| `{leaf}` | {default} | {_range(schemas[leaf])} | {meaning} |" + (f" {models[leaf]} |" if users else "")
 
 
 def _yaml(value: Any) -> str:
@@ -107,6 +114,16 @@ def _yaml(value: Any) -> str:
 
 def _own(defaults: dict[str, Any]) -> str:
     return ", ".join(f"`{name}: {json.dumps(value)}`" for name, value in defaults.items())
+
+
+def _users(leaf: str) -> str:
+    """The models that a setting means something to, those of a family by the family's name."""
+    users = [name for name, model in MODELS.items() if leaf in model.uses]
+    families = {"all": set(MODELS), "all that train": {name for name, model in MODELS.items() if issubclass(model, Trained)}}
+    for family, names in families.items():
+        if names <= set(users):
+            return ", ".join([family, *(f"`{name}`" for name in users if name not in names)])
+    return ", ".join(f"`{name}`" for name in users)
 
 
 def _objectives(model: type) -> str:

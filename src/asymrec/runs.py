@@ -212,6 +212,8 @@ def _fit(
     # what needs no data is told before they are read, which may take minutes
     recommender = find_model(model or "asymrec")(recipe)
     recommender.has_codes()  # makes the quantizer, which looks at its settings
+    for name in recommender.passed_over():
+        listener.stage(f"note: setting '{name}' means nothing to model '{recommender.name}'")
     recipe = recommender.recipe  # with the model's own defaults
     # `auto` is measured: what was chosen is kept, so that a fit that goes on elsewhere or later computes the same
     precision = str(choose_precision(recipe.training.precision, choose_device(recipe.training.device))).removeprefix("torch.")

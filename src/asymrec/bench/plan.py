@@ -73,6 +73,11 @@ class Entry(Part):
         """All settings, the model's own defaults among them. Raises ConfigError."""
         return find_model(self.model)(Recipe.read(self.preset, **self.settings | more)).recipe
 
+    def passed_over(self) -> list[str]:
+        """What it sets or tunes and its model does not use."""
+        model = find_model(self.model)(Recipe.read(self.preset, **self.settings))
+        return [*model.passed_over(), *(name for name in self.searched() if name not in model.uses)]
+
     @property
     def columns(self) -> bool:
         """Whether it says itself how tables are read, so that nothing is known of a data set before it is tried."""

@@ -126,6 +126,9 @@ class AsymRec(ToldPopularity, CodedModel):
 
     name = "asymrec"
     objectives = ("catalogue", "heads", "gbce")
+    uses = CodedModel.uses | Recipe.leaves_of("vectors", "quantizer") | {
+        *("read", "write", "codeword_map", "popularity_codes", "experts", "expert_width", "inner", "linear_heads", "mix"),
+    }  # fmt: skip
     schedule = (20, 800, 100)  # codes are shared: it learns on where models with a vector for each item have begun to know them by heart
     network: Network
     quantizer: MHQ

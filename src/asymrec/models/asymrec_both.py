@@ -7,6 +7,7 @@ AsymRec's; the collaborative vectors are of training interactions alone (`both.p
 
 from __future__ import annotations
 
+from asymrec.config import Recipe
 from asymrec.models.asymrec import AsymRec, Network
 from asymrec.models.both import BothViews
 from asymrec.quantize.facets import DualMHQ
@@ -20,6 +21,7 @@ class AsymRecBoth(BothViews, AsymRec):
     """
 
     name = "asymrec+collaborative"
+    uses = AsymRec.uses | Recipe.leaves_of("flexcode") - {"staged", "router_epochs", "alignment", "alignment_temperature"}
     quantizer: DualMHQ
 
     def _quantizer(self) -> DualMHQ:

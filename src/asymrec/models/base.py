@@ -44,6 +44,7 @@ class Recommender:
 
     name: ClassVar[str]
     defaults: ClassVar[dict[str, Any]] = {}  # settings whose default is another one for this model, by leaf name
+    uses: ClassVar[frozenset[str]] = Recipe.leaves_of("data") | {"seed"}  # settings that mean something to this model, by leaf name
     space: ClassVar[dict[str, list[Any]]] = {}  # what a benchmark tries when it tunes this model, by leaf name
     reads_times: ClassVar[bool] = False  # of a history's items, where they are known
     logits: ClassVar[bool] = False  # scores are logits; else amounts, of which below 0 is none
@@ -58,6 +59,13 @@ class Recommender:
     def __init__(self, recipe: Recipe | None = None, **settings: Any):
         given = Recipe.of(recipe.model_dump(exclude_unset=True) if recipe else None, **settings)
         self.recipe = given.over(Recipe.of(None, **self.defaults))
+
+    def passed_over(self) -> list[str]:
+        """Settings, as `section.leaf`, that have another value than their default and mean nothing to this model."""
+        plain = Recipe.of(None, **self.defaults).model_dump()
+        given = self.recipe.model_dump(exclude_unset=True)
+        leaves = [(section, leaf) for section, values in given.items() for leaf in values if leaf not in self.uses]
+        return [f"{section}.{leaf}" for section, leaf in leaves if given[section][leaf] != plain[section][leaf]]
 
     def reads_vectors(self) -> bool:
         """Whether `fit` wants the items' vectors."""

@@ -88,6 +88,7 @@ class CatalogueNetwork(nn.Module):
 
 
 class CatalogueModel(Trained):
+    uses = Trained.uses | {"repeat", "objective", "full_softmax", "negatives", "calibration"}
     network: CatalogueNetwork
     _session: Session | None = None  # what answers for one history
 

@@ -105,6 +105,7 @@ class ItemKNN(SparseTable):
     """Settings: `neighbours`, `recency`."""
 
     name = "itemknn"
+    uses = Recommender.uses | {"neighbours", "recency"}
     space: ClassVar[dict] = {"recency": [0.6, 0.8, 1.0], "neighbours": [50, 100, 200, 500]}
 
     def _table(self, train: Sequences, n_items: int) -> sparse.csr_matrix:
@@ -122,6 +123,7 @@ class Counts(SparseTable):
     """Settings: `window`, `gap`, `discount`, `directed`, `recency`."""
 
     name = "counts"
+    uses = Recommender.uses | {"window", "gap", "discount", "directed", "recency"}
     defaults: ClassVar[dict] = {"recency": 0.6}
     space: ClassVar[dict] = {"recency": [0.4, 0.6, 0.8], "gap": [0.8, 0.9], "discount": [0.3, 0.5]}
 
@@ -148,6 +150,7 @@ class EASE(ItemTable):
     """
 
     name = "ease"
+    uses = Recommender.uses | {"ridge", "recency"}
     defaults: ClassVar[dict] = {"recency": 0.6}
     space: ClassVar[dict] = {"recency": [0.4, 0.6, 0.8], "ridge": [100.0, 250.0, 500.0, 1000.0]}
 

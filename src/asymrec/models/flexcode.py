@@ -14,6 +14,7 @@ What differs from the paper:
 
 from __future__ import annotations
 
+from asymrec.config import Recipe
 from asymrec.models.both import BothViews
 from asymrec.models.tiger import Network, Tiger
 from asymrec.quantize.dual import DualCodebook
@@ -27,6 +28,7 @@ class FlexCode(BothViews, Tiger):
     """
 
     name = "flexcode"
+    uses = Tiger.uses | Recipe.leaves_of("flexcode")
     quantizer: DualCodebook
 
     def _quantizer(self) -> DualCodebook:

@@ -67,6 +67,7 @@ class Fusion(Recommender):
             self.parts = [self._part(spec) for spec in fusion.parts]
         known = tuple(part.recipe.model_dump(mode="json", exclude={"fusion"}) for part in self.parts)
         self.recipe = self.recipe.model_copy(update={"fusion": fusion.model_copy(update={"part_settings": known})})
+        self.uses = frozenset.union(Recipe.leaves_of("fusion"), *(part.uses for part in self.parts))
 
     def _part(self, spec: str) -> Recommender:
         preset = spec.partition(":")[2]

@@ -42,6 +42,7 @@ class HSTU(SASRec):
     """Settings as in `asymrec.config`, by name: `HSTU(width=128, layers=4, epochs=40, seed=1)`; `ffn` means nothing here."""
 
     name = "hstu"
+    uses = SASRec.uses - {"ffn"}
     reads_times = True
     _unit = 1.0  # of time; a saved network brings its own
 

@@ -29,6 +29,7 @@ from asymrec.data.batches import pack
 from asymrec.errors import ConfigError
 from asymrec.models.catalogue import CatalogueNetwork, inputs_and_targets
 from asymrec.models.coded import CodedModel
+from asymrec.models.trained import Trained
 from asymrec.nn.decoder import Decoder
 from asymrec.nn.losses import CodeSum
 from asymrec.nn.residual import ResidualHeads
@@ -65,6 +66,7 @@ class RPG(CodedModel):
     """Settings as in `asymrec.config`, by name: `RPG(opq_codes=16, width=448, epochs=60, seed=1)`."""
 
     name = "rpg"
+    uses = Trained.uses | Recipe.leaves_of("vectors", "opq", "decoding") | {"repeat"}
     defaults: ClassVar[dict[str, Any]] = {"width": 448, "temperature": 0.03, "learning_rate": 1.5e-3, "batch": 512, "patience": 8}
     schedule = (12, 12000, 100)
     space: ClassVar[dict[str, list[Any]]] = {"dropout": [0.3, 0.5], "learning_rate": [1e-3, 1.5e-3, 3e-3], "opq_codes": [16, 32]}

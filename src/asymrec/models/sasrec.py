@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from asymrec.config import Recipe
 from asymrec.models.catalogue import CatalogueModel, CatalogueNetwork
 from asymrec.models.growing import twin
 from asymrec.models.popular import CODES, ToldPopularity
@@ -77,6 +78,7 @@ class SASRecContent(ToldPopularity, SASRec):
     """SASRec with the items' continuous vectors and codes of their popularity."""
 
     name = "sasrec+content"
+    uses = SASRec.uses | Recipe.leaves_of("vectors") | {"popularity_codes"}
 
     def reads_vectors(self) -> bool:
         return True

@@ -135,6 +135,7 @@ class Tiger(Trained):
     """
 
     name = "tiger"
+    uses = Trained.uses | Recipe.leaves_of("vectors", "rqvae") | {"beam"}
     schedule = (20, 8000, 200)
     defaults: ClassVar[dict[str, Any]] = {
         "width": 128, "layers": 4, "heads": 6, "head_width": 64, "ffn": 1024, "dropout": 0.1, "history": 20, "repeat": False,

@@ -47,6 +47,10 @@ class Trained(Recommender):
     # epochs where none are given: at least the first; more, up to the third, where they would be fewer steps than the second
     schedule: ClassVar[tuple[int, int, int]] = (12, 800, 100)
     logits = True
+    uses = Recommender.uses | {
+        *("width", "layers", "heads", "head_width", "ffn", "dropout", "history", "temperature", "learning_rate", "weight_decay", "epochs"),
+        *("patience", "batch", "average", "warmup", "precision", "device"),
+    }
     objectives: ClassVar[tuple[str, ...]] = ()  # those it can learn by; none where its loss is its own
     space: ClassVar[dict[str, list[Any]]] = {"dropout": [0.3, 0.5], "learning_rate": [1e-3, 2e-3, 4e-3], "temperature": [0.05, 0.07]}
     network: nn.Module
