@@ -47,7 +47,7 @@ def mean(cells: list[dict], figure: Callable[[dict], float | None]) -> float | N
 
 
 def frequency(runs: Runs, axes: pyplot.Axes) -> None:
-    bins = next(iter(runs.values()))[0]["metrics"]["slices"]["frequency"]
+    bins = {at: part for at, part in next(iter(runs.values()))[0]["metrics"]["slices"]["frequency"].items() if part["users"]}
     for name, cells in by_quality(runs):
         axes.plot(
             range(len(bins)),
