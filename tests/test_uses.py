@@ -21,7 +21,7 @@ OTHERWISE = Recipe.leaves_of("data") | {"max_tokens", "part_settings"}  # read w
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def found():
     """Model -> the settings that fits, recommendations and scores of its variants read, and those that it says to use."""
     reads, uses, own = defaultdict(set), {}, {}
 
