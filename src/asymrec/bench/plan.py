@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import yaml
@@ -29,6 +29,9 @@ from asymrec.config import DataConfig, Recipe
 from asymrec.errors import ConfigError
 from asymrec.runs import find_model
 from asymrec.vectors.columns import SUFFIXES
+
+if TYPE_CHECKING:
+    from asymrec.models.base import Recommender
 
 SPLITS = {"standard": "leave-last-out", "untied": "untied", "time": "time"}
 OURS = {"seed": "seeds", "split": "protocols"}  # settings that the plan gives by keys of its own
@@ -71,12 +74,15 @@ class Entry(Part):
 
     def recipe(self, **more: Any) -> Recipe:
         """All settings, the model's own defaults among them. Raises ConfigError."""
-        return find_model(self.model)(Recipe.read(self.preset, **self.settings | more)).recipe
+        return self._model(**more).recipe
 
     def passed_over(self) -> list[str]:
         """What it sets or tunes and its model does not use."""
-        model = find_model(self.model)(Recipe.read(self.preset, **self.settings))
+        model = self._model()
         return [*model.passed_over(), *(name for name in self.searched() if name not in model.uses)]
+
+    def _model(self, **more: Any) -> Recommender:
+        return find_model(self.model)(Recipe.read(self.preset, **self.settings | more))
 
     @property
     def columns(self) -> bool:
