@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors.numpy import load_file, save_file
 
 from asymrec.files import checksum
 
@@ -119,11 +120,17 @@ def contents(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
-def as_of_before(run: Path, setting: str) -> None:
-    """Take a line of its settings out of a saved run, as if it had been fitted before there was such a setting."""
+def as_of_before(run: Path, setting: str, tensor: str | None = None) -> None:
+    """Take a line of its settings, and a tensor, out of a saved run, as if it had been fitted before there was such a setting."""
     config, manifest = run / "config.yaml", json.loads((run / "manifest.json").read_text())
     kept = config.read_text()
     assert f"  {setting}\n" in kept
     config.write_text(kept.replace(f"  {setting}\n", ""))
+    if tensor:
+        weights = run / "model.safetensors"
+        tensors = load_file(weights)
+        del tensors[tensor]
+        save_file(tensors, weights)
+        manifest["files"][weights.name] = checksum(weights)
     manifest["files"]["config.yaml"] = checksum(config)
     (run / "manifest.json").write_text(json.dumps(manifest))

@@ -385,6 +385,18 @@ def test_a_run_from_before_codes_knew_their_codewords_is_read(fitted, tmp_path):
     assert again.recommend([["i1", "i2"]]) == model.recommend([["i1", "i2"]])
 
 
+def test_a_run_from_before_codes_had_a_rate_is_read(tmp_path, dataset):
+    model = AsymRec(**SMALL | {"code_rate": 1.0}).fit(dataset)
+    model.save(tmp_path)
+    as_of_before(tmp_path, "code_rate: 1.0", "network.head.rates")
+    again = Recommender.load(tmp_path)
+    assert again.recipe.network.code_rate == 1.0
+    assert again.recommend([["i1", "i2"]]) == model.recommend([["i1", "i2"]])
+    assert AsymRec().recipe.network.code_rate is None and AsymRec(code_rate=2).recipe.network.code_rate == 2
+    with pytest.raises(ConfigError, match="code_rate"):
+        AsymRec(code_rate=0)
+
+
 def test_nothing_to_train_on_is_said():
     interactions = pa.table({"user": list("aabbccabc"), "item": list("xyxzyzzyx"), "timestamp": range(9)})
     items = pa.table({"item": ["x", "y", "z"], "text": ["one", "two", "three"]})

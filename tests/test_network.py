@@ -126,6 +126,27 @@ def test_embeddings_of_codes_are_learned_ones_plus_a_map_of_their_codewords():
     assert "codewords" not in head.state_dict()  # they are the quantizer's to keep
 
 
+def test_embeddings_of_the_contents_codes_are_used_at_their_rate():
+    torch.manual_seed(5)
+    codes, words = torch.randint(5, (11, 7)), torch.randn(2, 3, 5, 4)  # six of the content and one behind them
+    head = CatalogueHead(codes, words=5, width=400, temperature=0.05, codewords=words, content=6, rate=0.1)
+    known = torch.einsum("mlkd,mdw->mlkw", words, head.map).flatten(0, 1)
+    torch.testing.assert_close(head.embeddings()[:6], known + 0.1 * head.embedding[:6], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(head.embeddings()[6], head.embedding[6])
+    spread = (head.embeddings()[:6] - known).std() / head.embedding[6].std()
+    assert 0.9 < spread < 1.1  # whatever the rate, they start alike
+
+    def moved(rate):  # how far one step of the optimiser takes the items
+        head = CatalogueHead(codes, words=5, width=400, temperature=0.05, content=6, rate=rate)
+        before = head.vectors().detach()
+        head.vectors()[:, 0].sum().backward()
+        torch.optim.Adam(head.parameters(), lr=0.01).step()
+        return (head.vectors() - before)[:, 0]
+
+    torch.testing.assert_close(moved(1.0), torch.full((11,), -0.07), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(moved(0.1), torch.full((11,), -0.016), rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_dropout_keeps_its_share_and_gives_the_same_mask_backwards(precision):
     torch.manual_seed(0)

@@ -140,6 +140,12 @@ class NetworkConfig(Section):
     codeword_map: bool = Field(
         True, description="asymrec, objective `catalogue`: a linear map of the codeword is added to a code's learned embedding"
     )
+    code_rate: float | None = Field(
+        None,
+        gt=0,
+        description="asymrec, objective `catalogue`: share of a stored embedding that a code of the content has; the less, the slower it "
+        "learns beside the map; by default (facets * levels)^-1/2",
+    )
     popularity_codes: bool = Field(
         True, description="asymrec with a softmax over items, sasrec+content: codes of how often, and since when, an item was taken"
     )

@@ -12,6 +12,7 @@ What differs from the paper:
   `read=vectors` is the paper's asymmetry, preset `continuous-input`.
 - `codeword_map` (default): an embedding of a code is a learned one plus a linear map of the codeword that it stands for, so that codes of
   like content are alike before anything is known of them; the target is still the code. `codeword_map=false`, preset `free-codes`.
+- `code_rate` (default): what a code has for itself is learned slower than the map, see `nn/heads.py`. `code_rate=1`, preset `fast-codes`.
 - `popularity_codes` (default): codes of how often and since when an item was taken in training stand behind those of its content
   (`quantize/popularity.py`), read and written as these are. `popularity_codes=false`, preset `no-popularity-codes`.
 - `repeat`, one learned number for items that the history already holds, see `models/catalogue.py`.
@@ -58,6 +59,7 @@ class Network(CatalogueNetwork):
         history: items that are read.
         vectors: float32 [n_items, d].
         codes: int [n_items, H], the M*L of the content first.
+        content: M*L.
         trained: int [m], the items of training, whose mean and spread the vectors are standardised by.
         words: of every code, K; by default the recipe's.
         columns: of the vectors the first so many are read; None: all.
@@ -70,6 +72,7 @@ class Network(CatalogueNetwork):
         history: int,
         vectors: Tensor,
         codes: Tensor,
+        content: int,
         trained: Tensor,
         words: int | None = None,
         columns: int | None = None,
@@ -94,7 +97,8 @@ class Network(CatalogueNetwork):
         elif net.write == "vectors":
             self.head = VectorHead(vectors - self.centre, net.width, training.temperature)
         else:
-            self.head = CatalogueHead(codes, words, net.width, training.temperature, codewords)
+            rate = net.code_rate or content**-0.5
+            self.head = CatalogueHead(codes, words, net.width, training.temperature, codewords, content, rate)
         self.reads_codes = net.read != "vectors"
         if self.reads_codes and not isinstance(self.head, CatalogueHead):
             self.embedding = nn.Parameter(torch.randn(codes.shape[1], words, net.width) * (codes.shape[1] * net.width) ** -0.5)
@@ -127,7 +131,7 @@ class AsymRec(ToldPopularity, CodedModel):
     name = "asymrec"
     objectives = ("catalogue", "heads", "gbce")
     uses = CodedModel.uses | Recipe.leaves_of("vectors", "quantizer") | {
-        *("read", "write", "codeword_map", "popularity_codes", "experts", "expert_width", "inner", "linear_heads", "mix"),
+        *("read", "write", "codeword_map", "code_rate", "popularity_codes", "experts", "expert_width", "inner", "linear_heads", "mix"),
     }  # fmt: skip
     schedule = (20, 800, 100)  # codes are shared: it learns on where models with a vector for each item have begun to know them by heart
     network: Network
@@ -176,7 +180,7 @@ class AsymRec(ToldPopularity, CodedModel):
 
     def _network(self, n_items: int, words: int | None = None, columns: int | None = None) -> Network:
         prepared, trained = self._prepared, torch.from_numpy(np.flatnonzero(self._counts))
-        known = prepared["vectors"], self._codes(), trained
+        known = prepared["vectors"], self._codes(), prepared["codes"].shape[1], trained
         return Network(self.recipe, self.history, *known, words, columns, self._codewords(trained))
 
     def _codes(self) -> Tensor:
@@ -220,9 +224,13 @@ class AsymRec(ToldPopularity, CodedModel):
             return torch.stack((1 / length, sums(head.bias).squeeze(-1)), 1).cpu().numpy()
 
     def restore(self, tensors: dict[str, Tensor], vectors: np.ndarray | None, codes: np.ndarray | None) -> None:
-        if self._sums_codes and "network.head.map" not in tensors:  # fitted before there was one
-            network = self.recipe.network.model_copy(update={"codeword_map": False})
-            self.recipe = self.recipe.model_copy(update={"network": network})
+        found = {}  # what a run says that was fitted before there was a setting
+        if self._sums_codes and "network.head.map" not in tensors:
+            found["codeword_map"] = False
+        if self._sums_codes and "network.head.rates" not in tensors:
+            found["code_rate"] = 1.0
+            tensors = tensors | {"network.head.rates": torch.ones_like(tensors["network.head.bias"][:, :1])}
+        self.recipe = self.recipe.model_copy(update={"network": self.recipe.network.model_copy(update=found)})
         super().restore(tensors, vectors, codes)
 
     def _freeze(self) -> None:

@@ -10,6 +10,9 @@ Two ways to learn the same discrete target:
   over codewords: probability is not spent on code combinations that no item has. The target is still MHQ's code.
   A code's embedding is a learned one plus a linear map of its codeword, one map for all codes of a facet: codes of like content begin
   alike, and a rare code learns from the others. Codes behind those of the content have no codeword.
+  An optimiser that moves every weight by one size, as AdamW does, moves a sum of H embeddings H times as far as a vector of its own. So
+  the learned embeddings of the content's codes are used at a rate, as a rule H^-1/2, of what is stored: the map, which all items share, is
+  learned before what each code has for itself, and histories are known by heart later.
 
 And one without codes, `VectorHead`: it compares with the items' own continuous vectors, the paper's ablation "continuous output".
 """
@@ -42,12 +45,26 @@ class CatalogueHead(nn.Module):
         width: d_model.
         temperature: divides the cosine; None: inner products.
         codewords: float32 [M, L, K, d], what the first M * L codes stand for; None: embeddings are learned alone.
+        content: how many codes, the first ones, are of the content; None: all.
+        rate: what the stored embeddings of these are multiplied with.
     """
 
-    def __init__(self, codes: Tensor, words: int, width: int, temperature: float | None, codewords: Tensor | None = None):
+    def __init__(
+        self,
+        codes: Tensor,
+        words: int,
+        width: int,
+        temperature: float | None,
+        codewords: Tensor | None = None,
+        content: int | None = None,
+        rate: float = 1.0,
+    ):
         super().__init__()
         heads = codes.shape[1]
-        self.embedding = nn.Parameter(torch.randn(heads, words, width) * (heads * width) ** -0.5)
+        rates = torch.ones(heads, 1, 1)
+        rates[:content] = rate
+        self.register_buffer("rates", rates)
+        self.embedding = nn.Parameter(torch.randn(heads, words, width) * (heads * width) ** -0.5 / rates)
         self.bias = nn.Parameter(torch.zeros(heads, words, 1))
         self.map = None
         if codewords is not None:
@@ -59,11 +76,12 @@ class CatalogueHead(nn.Module):
 
     def embeddings(self) -> Tensor:
         """Of all codes, [H, K, width]."""
-        if self.map is None:
-            return self.embedding
-        with torch.autocast(self.map.device.type, enabled=False):
-            known = torch.bmm(self.codewords, self.map).view(-1, *self.embedding.shape[1:])
-            return torch.cat((self.embedding[: len(known)] + known, self.embedding[len(known) :]))
+        with torch.autocast(self.embedding.device.type, enabled=False):
+            learned = self.embedding * self.rates
+            if self.map is None:
+                return learned
+            known = torch.bmm(self.codewords, self.map).view(-1, *learned.shape[1:])
+            return torch.cat((learned[: len(known)] + known, learned[len(known) :]))
 
     def vectors(self, rows: Tensor | None = None) -> Tensor:
         """The sum of an item's code embeddings, of all items or of some rows: [items, width]."""
