@@ -133,6 +133,9 @@ def test_embeddings_of_the_contents_codes_are_used_at_their_rate():
     known = torch.einsum("mlkd,mdw->mlkw", words, head.map).flatten(0, 1)
     torch.testing.assert_close(head.embeddings()[:6], known + 0.1 * head.embedding[:6], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(head.embeddings()[6], head.embedding[6])
+    torch.nn.init.normal_(head.bias)
+    bias = torch.stack([sum(head.bias[h, c, 0] * (0.1 if h < 6 else 1) for h, c in enumerate(row)) for row in codes.tolist()])
+    torch.testing.assert_close(head.items()[1], bias, rtol=1e-4, atol=1e-5)
     spread = (head.embeddings()[:6] - known).std() / head.embedding[6].std()
     assert 0.9 < spread < 1.1  # whatever the rate, they start alike
 

@@ -143,8 +143,8 @@ class NetworkConfig(Section):
     code_rate: float | None = Field(
         None,
         gt=0,
-        description="asymrec, objective `catalogue`: share of a stored embedding that a code of the content has; the less, the slower it "
-        "learns beside the map; by default (facets * levels)^-1/2",
+        description="asymrec, objective `catalogue`: what stored embeddings and biases of the content's codes are multiplied with; "
+        "the less, the slower they learn beside the map; by default (facets * levels)^-1/2",
     )
     popularity_codes: bool = Field(
         True, description="asymrec with a softmax over items, sasrec+content: codes of how often, and since when, an item was taken"

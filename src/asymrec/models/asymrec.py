@@ -221,7 +221,7 @@ class AsymRec(ToldPopularity, CodedModel):
         with torch.inference_mode():
             sums = CodeSum(codes, embeddings.shape[1])
             length = sums(embeddings).norm(dim=-1).clamp_min(1e-12) if head.temperature else torch.ones(len(codes), device=self.device)
-            return torch.stack((1 / length, sums(head.bias).squeeze(-1)), 1).cpu().numpy()
+            return torch.stack((1 / length, sums(head.biases()).squeeze(-1)), 1).cpu().numpy()
 
     def restore(self, tensors: dict[str, Tensor], vectors: np.ndarray | None, codes: np.ndarray | None) -> None:
         found = {}  # what a run says that was fitted before there was a setting

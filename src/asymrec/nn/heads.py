@@ -11,8 +11,8 @@ Two ways to learn the same discrete target:
   A code's embedding is a learned one plus a linear map of its codeword, one map for all codes of a facet: codes of like content begin
   alike, and a rare code learns from the others. Codes behind those of the content have no codeword.
   An optimiser that moves every weight by one size, as AdamW does, moves a sum of H embeddings H times as far as a vector of its own. So
-  the learned embeddings of the content's codes are used at a rate, as a rule H^-1/2, of what is stored: the map, which all items share, is
-  learned before what each code has for itself, and histories are known by heart later.
+  the learned embeddings and biases of the content's codes are used at a rate, as a rule H^-1/2, of what is stored: the map, which all
+  items share, is learned before what each code has for itself, and histories are known by heart later.
 
 And one without codes, `VectorHead`: it compares with the items' own continuous vectors, the paper's ablation "continuous output".
 """
@@ -46,7 +46,7 @@ class CatalogueHead(nn.Module):
         temperature: divides the cosine; None: inner products.
         codewords: float32 [M, L, K, d], what the first M * L codes stand for; None: embeddings are learned alone.
         content: how many codes, the first ones, are of the content; None: all.
-        rate: what the stored embeddings of these are multiplied with.
+        rate: what the stored embeddings and biases of these are multiplied with.
     """
 
     def __init__(
@@ -83,13 +83,17 @@ class CatalogueHead(nn.Module):
             known = torch.bmm(self.codewords, self.map).view(-1, *learned.shape[1:])
             return torch.cat((learned[: len(known)] + known, learned[len(known) :]))
 
+    def biases(self) -> Tensor:
+        """Of all codes, [H, K, 1]."""
+        return self.bias * self.rates
+
     def vectors(self, rows: Tensor | None = None) -> Tensor:
         """The sum of an item's code embeddings, of all items or of some rows: [items, width]."""
         return self.sum(self.embeddings(), rows)
 
     def items(self, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Of all items, or of some rows: vectors of length 1 [items, width] and biases [items]."""
-        return unit(self.vectors(rows), self.temperature), self.sum(self.bias, rows).squeeze(-1)
+        return unit(self.vectors(rows), self.temperature), self.sum(self.biases(), rows).squeeze(-1)
 
     def query(self, states: Tensor) -> Tensor:
         """What is multiplied with the items' vectors."""
