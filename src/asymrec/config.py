@@ -60,7 +60,10 @@ class QuantizerConfig(Section):
 
     facets: int = Field(16, ge=1, description="M, subspaces of the projected vector; asymrec: the default is fewer for narrow vectors")
     levels: int = Field(3, ge=1, description="L, residual levels in each facet")
-    codewords: int = Field(256, ge=2, le=65536, description="K, codewords in each codebook")
+    codewords: int = Field(256, ge=2, le=65536, description="K, codewords in each codebook, at most")
+    items_per_codeword: int = Field(
+        40, ge=4, description="items that a codeword stands for, at least, on the average of all; 16 codewords may have fewer, down to 4"
+    )
     projection: int | None = Field(
         None, ge=1, description="D, width after the projection W_P; by default min(1024, d), cut to a multiple of M"
     )

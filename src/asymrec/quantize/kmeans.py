@@ -10,12 +10,16 @@ import torch
 from torch import Tensor
 
 ITEMS_PER_CODEWORD = 4
+FEW = 16  # codewords that a codebook may have of whatever share of its items
 BLOCK = 2**20  # distances held at once: 4 MB stays in the cache, twice as fast as 16 MB
 
 
-def codewords_for(items: int, codewords: int) -> int:
-    """Codewords that a codebook gets: at most one for every 4 items, at least 2. With more it would know each item by heart."""
-    return min(codewords, max(2, items // ITEMS_PER_CODEWORD))
+def codewords_for(items: int, codewords: int, each: int = ITEMS_PER_CODEWORD) -> int:
+    """Codewords that a codebook gets: at most one for every 4 items, at least 2. With more it would know each item by heart.
+
+    each: items for a codeword, where more than 16 codewords are to have that many.
+    """
+    return min(codewords, max(2, min(items // ITEMS_PER_CODEWORD, max(FEW, items // each))))
 
 
 def repeated(codebooks: Tensor, codewords: int) -> Tensor:

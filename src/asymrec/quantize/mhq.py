@@ -13,8 +13,9 @@ What differs from the paper, which leaves the start and the upkeep of codebooks 
 - Codebooks start from k-means, level by level on the residuals; codewords that fall out of use restart on a residual of the batch;
   a last pass puts each codeword on the mean of the items that choose it under the final W_P.
 - Vectors are centred and scaled to unit total variance, so that rates and lambdas mean the same for every encoder.
-- A codebook gets at most one codeword for every 4 items; with more, the first level would know each item by heart and leave the
-  next nothing to say. The remaining codewords repeat the first ones and are never chosen.
+- A codebook gets at most one codeword for every `items_per_codeword` items: a recommender learns a code from the items that share it, and
+  with few of them knows each item by heart. Of small catalogues it gets 16, or one for every 4 items; with more, the first level would
+  leave the next nothing to say. The remaining codewords repeat the first ones and are never chosen.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ class MHQ(Quantizer):
 
         projection = basis[:, deal(variance[:wide], config.facets)].T.float().contiguous()
         start = energy_kept(projection, covariance)
-        fitted = kmeans.codewords_for(len(x), config.codewords)
+        fitted = kmeans.codewords_for(len(x), config.codewords, config.items_per_codeword)
         prepare, mean = prepare.float(), mean.float()
 
         def codebooks_of(learn: Callable[[Tensor, int], Tensor]) -> Tensor:
