@@ -392,7 +392,6 @@ def test_a_run_from_before_codes_had_a_rate_is_read(tmp_path, dataset):
     again = Recommender.load(tmp_path)
     assert again.recipe.network.code_rate == 1.0
     assert again.recommend([["i1", "i2"]]) == model.recommend([["i1", "i2"]])
-    assert AsymRec().recipe.network.code_rate is None and AsymRec(code_rate=2).recipe.network.code_rate == 2
     with pytest.raises(ConfigError, match="code_rate"):
         AsymRec(code_rate=0)
 

@@ -143,11 +143,11 @@ class NetworkConfig(Section):
     codeword_map: bool = Field(
         True, description="asymrec, objective `catalogue`: a linear map of the codeword is added to a code's learned embedding"
     )
-    code_rate: float | None = Field(
-        None,
+    code_rate: float = Field(
+        0.3,
         gt=0,
         description="asymrec, objective `catalogue`: what stored embeddings and biases of the content's codes are multiplied with; "
-        "the less, the slower they learn beside the map; by default (facets * levels)^-1/2",
+        "the less, the slower they learn beside the map",
     )
     popularity_codes: bool = Field(
         True, description="asymrec with a softmax over items, sasrec+content: codes of how often, and since when, an item was taken"

@@ -97,8 +97,7 @@ class Network(CatalogueNetwork):
         elif net.write == "vectors":
             self.head = VectorHead(vectors - self.centre, net.width, training.temperature)
         else:
-            rate = net.code_rate or content**-0.5
-            self.head = CatalogueHead(codes, words, net.width, training.temperature, codewords, content, rate)
+            self.head = CatalogueHead(codes, words, net.width, training.temperature, codewords, content, net.code_rate)
         self.reads_codes = net.read != "vectors"
         if self.reads_codes and not isinstance(self.head, CatalogueHead):
             self.embedding = nn.Parameter(torch.randn(codes.shape[1], words, net.width) * (codes.shape[1] * net.width) ** -0.5)

@@ -11,8 +11,8 @@ Two ways to learn the same discrete target:
   A code's embedding is a learned one plus a linear map of its codeword, one map for all codes of a facet: codes of like content begin
   alike, and a rare code learns from the others. Codes behind those of the content have no codeword.
   An optimiser that moves every weight by one size, as AdamW does, moves a sum of H embeddings H times as far as a vector of its own. So
-  the learned embeddings and biases of the content's codes are used at a rate, as a rule H^-1/2, of what is stored: the map, which all
-  items share, is learned before what each code has for itself, and histories are known by heart later.
+  the learned embeddings and biases of the content's codes are used at a rate of what is stored: the map, which all items share, is learned
+  before what each code has for itself, and histories are known by heart later.
 
 And one without codes, `VectorHead`: it compares with the items' own continuous vectors, the paper's ablation "continuous output".
 """
