@@ -317,6 +317,23 @@ def test_settings_are_checked():
     assert MHQ(facets=4).fit(vectors).tensors()["encoder"].shape == (10, 8)
 
 
+@pytest.mark.parametrize(
+    ("items", "settings", "fitted"),
+    [
+        (40, {}, 10),  # one for 4
+        (300, {}, 16),
+        (3000, {}, 75),  # one for 40
+        (3000, {"items_per_codeword": 4}, 256),
+        (3000, {"items_per_codeword": 300}, 16),
+        (3000, {"codewords": 8}, 8),
+    ],
+)
+def test_a_codeword_stands_for_enough_items(items, settings, fitted):
+    quantizer = MHQ(facets=4, levels=2, quantizer_epochs=0, **settings)
+    codes = quantizer.fit(embeddings(items)).encode(embeddings(items))
+    assert codes.max() < fitted and quantizer.report(embeddings(items))["codewords_fitted"] == fitted
+
+
 def test_a_big_catalogue_is_fitted_on_a_sample_and_encoded_whole(monkeypatch):
     vectors = embeddings(70000, d=8)
     quantizer = MHQ(facets=2, levels=2, codewords=16, quantizer_epochs=1).fit(vectors)
