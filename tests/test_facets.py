@@ -141,7 +141,7 @@ def test_a_new_item_has_semantic_facets_alone_and_is_found_at_once(model, tmp_pa
     larger.save(tmp_path / "larger")
     again = Recommender.load(tmp_path / "larger")
     scores = [fitted.scores(Sequences.of([[10, 11]])) for fitted in (again, larger)]
-    np.testing.assert_allclose(*scores, rtol=1e-6, atol=1e-6)  # a few roundings of float32: item vectors are made of all items at once, or in two
+    np.testing.assert_allclose(*scores, rtol=1e-6, atol=1e-6)  # a few roundings of float32
 
 
 def test_the_report_page_draws_the_split(model):
