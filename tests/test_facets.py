@@ -115,7 +115,7 @@ def test_bad_input_is_told(fitted):
 def model():
     return AsymRecBoth(
         width=16, layers=1, heads=2, ffn=32, dropout=0.0, epochs=3, batch=64, learning_rate=1e-2, precision="float32", text=[],
-        views=["vector"], **SMALL | {"facets": 2},
+        views=["vector"], code_rate=1.0, **SMALL | {"facets": 2},
     ).fit(shop())  # fmt: skip
 
 
@@ -140,8 +140,7 @@ def test_a_new_item_has_semantic_facets_alone_and_is_found_at_once(model, tmp_pa
     assert 700 in ids[0] and np.isfinite(scores[0]).all() and len(ids[0]) == 71
     larger.save(tmp_path / "larger")
     again = Recommender.load(tmp_path / "larger")
-    scores = [fitted.scores(Sequences.of([[10, 11]])) for fitted in (again, larger)]
-    np.testing.assert_allclose(*scores, rtol=1e-6, atol=1e-6)  # a few roundings of float32
+    np.testing.assert_allclose(again.scores(Sequences.of([[10, 11]])), larger.scores(Sequences.of([[10, 11]])), atol=1e-6)
 
 
 def test_the_report_page_draws_the_split(model):

@@ -223,13 +223,11 @@ class AsymRec(ToldPopularity, CodedModel):
             return torch.stack((1 / length, sums(head.biases()).squeeze(-1)), 1).cpu().numpy()
 
     def restore(self, tensors: dict[str, Tensor], vectors: np.ndarray | None, codes: np.ndarray | None) -> None:
-        found = {}  # what a run says that was fitted before there was a setting
         if self._sums_codes and "network.head.map" not in tensors:
-            found["codeword_map"] = False
+            self._was_fitted_with(codeword_map=False)
         if self._sums_codes and "network.head.rates" not in tensors:
-            found["code_rate"] = 1.0
+            self._was_fitted_with(code_rate=1.0)
             tensors = tensors | {"network.head.rates": torch.ones_like(tensors["network.head.bias"][:, :1])}
-        self.recipe = self.recipe.model_copy(update={"network": self.recipe.network.model_copy(update=found)})
         super().restore(tensors, vectors, codes)
 
     def _freeze(self) -> None:

@@ -46,9 +46,8 @@ class ToldPopularity(CatalogueModel):
         return model
 
     def restore(self, tensors: dict[str, Tensor], vectors: np.ndarray | None, codes: np.ndarray | None) -> None:
-        if self._told() and CODES not in tensors:  # fitted before there were any
-            network = self.recipe.network.model_copy(update={"popularity_codes": False})
-            self.recipe = self.recipe.model_copy(update={"network": network})
+        if self._told() and CODES not in tensors:
+            self._was_fitted_with(popularity_codes=False)
         super().restore(tensors, vectors, codes)
 
 

@@ -276,6 +276,10 @@ class Trained(Recommender):
         tensors |= {name: tensor for name, tensor in self._prepared.items() if name not in CATALOGUE}
         return tensors | {"popularity": torch.from_numpy(self._popularity), "history": torch.tensor(self.history)}
 
+    def _was_fitted_with(self, **network: Any) -> None:
+        """Settings of the network that a run does not name, having been fitted before there were such."""
+        self.recipe = self.recipe.model_copy(update={"network": self.recipe.network.model_copy(update=network)})
+
     def restore(self, tensors: dict[str, Tensor], vectors: np.ndarray | None, codes: np.ndarray | None) -> None:
         self._popularity = tensors["popularity"].numpy()
         self._counts = np.rint(np.expm1(self._popularity)).astype(np.int64)
