@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from asymrec.config import TrainingConfig
+from asymrec.errors import RunError
 from asymrec.machine import keep_memory, release_memory
 from asymrec.tensors import prefixed, without_prefix
 from asymrec.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
@@ -47,6 +48,8 @@ def train(
         listener: told of steps and epochs.
     Returns:
         The log: a dict for each epoch with epoch, loss, learning_rate, seconds, best and the validation figures.
+    Raises:
+        RunError: the checkpoint is damaged, or of another network.
     """
     learned = [(p.ndim > 1 and not name.endswith("bias"), p) for name, p in network.named_parameters() if p.requires_grad]
     decayed, others = ([p for decays, p in learned if decays == side] for side in (True, False))
@@ -59,7 +62,10 @@ def train(
     found = checkpoint.load() if checkpoint else None
     if found:
         tensors, state = found
-        network.load_state_dict(without_prefix("network", tensors))
+        try:
+            network.load_state_dict(without_prefix("network", tensors))
+        except RuntimeError:
+            raise RunError(f"the fit in {checkpoint.folder} was begun with another network, as other versions have: begin it anew") from None
         best = without_prefix("best", tensors)
         restore_optimizer(optimizer, without_prefix("optimizer", tensors))
         if average is not None:
