@@ -150,6 +150,6 @@ def test_a_checkpoint_of_another_network_is_refused_and_stays(tmp_path):
     train(*problem(), settings(), checkpoint=Checkpoint(tmp_path / "c"))
     begun = (tmp_path / "c" / "state.safetensors").read_bytes()
     _, batches, loss, validate = problem()
-    with pytest.raises(RunError, match="begun with another network.*begin it anew"):
+    with pytest.raises(RunError, match=r"has another network.*begin it anew"):
         train(nn.Linear(6, 1), batches, loss, validate, settings(), checkpoint=Checkpoint(tmp_path / "c"))
     assert (tmp_path / "c" / "state.safetensors").read_bytes() == begun

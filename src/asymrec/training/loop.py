@@ -65,7 +65,7 @@ def train(
         try:
             network.load_state_dict(without_prefix("network", tensors))
         except RuntimeError:
-            raise RunError(f"the fit in {checkpoint.folder} was begun with another network, as other versions have: begin it anew") from None
+            raise RunError(f"the fit in {checkpoint.folder} has another network, as of another version: begin it anew") from None
         best = without_prefix("best", tensors)
         restore_optimizer(optimizer, without_prefix("optimizer", tensors))
         if average is not None:
