@@ -41,6 +41,24 @@ class Language:
         return total
 
 
+class Logits(Language):
+    """The same as logits; a code's probability is its share among those that follow in `whole`."""
+
+    def __init__(self, seed, n, whole):
+        super().__init__(seed, n)
+        self.whole = whole
+
+    def ahead(self, query, prefix):
+        return super().ahead(query, prefix) * 3 + 7
+
+    def score(self, query, codes):
+        total = 0.0
+        for place, code in enumerate(codes):
+            logits, following = self.ahead(query, codes[:place]), {one[place] for one in self.whole if one[:place] == codes[:place]}
+            total += logits[code] - np.log(np.exp(logits[sorted(following)]).sum())
+        return np.float32(total)
+
+
 def plain(language, ids, query, width):
     """[(codes, score)], best first: the textbook's beam search over real prefixes."""
     beam = [()]
@@ -83,6 +101,22 @@ def test_a_beam_as_wide_as_the_catalogue_is_exhaustive_search(problem):
         all_scores = np.array([language.score(query, one) for one in ids])
         np.testing.assert_array_equal(leaves[query], np.lexsort((np.arange(len(ids)), -all_scores)))
         np.testing.assert_array_equal(scores[query], all_scores[leaves[query]])
+
+
+@settings(deadline=None)
+@given(problems(), st.integers(1, 40), st.data())
+def test_probabilities_among_the_codes_that_follow_in_the_whole_catalogue(problem, width, data):
+    ids, seed, n, _ = problem
+    rows = np.array(sorted(data.draw(st.sets(st.integers(0, len(ids) - 1), min_size=1))))
+    whole, some, language = Trie(np.array(ids)), [ids[row] for row in rows], Logits(seed, n, ids)
+    for trie, known in ((whole, ids), (Trie(np.array(some), rows, whole), some)):
+        leaves, scores = beam_search(trie, language.step, n, width, among=True)
+        for query in range(n):
+            expected, found = plain(language, known, query, width), leaves[query] >= 0
+            assert [known[leaf] for leaf in leaves[query][found]] == [codes for codes, _ in expected]
+            np.testing.assert_allclose(scores[query][found], [score for _, score in expected], rtol=1e-4, atol=1e-5)
+    total = np.exp(beam_search(whole, language.step, n, len(ids), among=True)[1]).sum(1)
+    np.testing.assert_allclose(total, 1, rtol=1e-4)
 
 
 def test_codes_that_cannot_come_next_stay_behind_and_nonsense_is_refused():

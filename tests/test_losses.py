@@ -124,14 +124,22 @@ def test_bfloat16_is_close_to_float32(problem):
     assert abs(exact - low) < 0.02 * abs(exact)
 
 
+@pytest.mark.parametrize("some", [False, True])
 @pytest.mark.parametrize("chunk", [1 << 22, 1])
-def test_heads_cross_entropy_is_the_mean_over_heads(monkeypatch, chunk):
+def test_heads_cross_entropy_is_the_mean_over_heads(monkeypatch, chunk, some):
     monkeypatch.setattr(losses, "CHUNK", chunk)
     heads, n, words, width = 5, 11, 7, 4
     states, tables = leaf(heads, n, width, seed=0), leaf(heads, words, width, seed=1)
     codes = torch.randint(words, (heads, n), generator=torch.Generator().manual_seed(2))
-    fused = heads_cross_entropy(2.5 * states, tables, codes)
-    logits = 2.5 * torch.einsum("hnd,hkd->hnk", states, tables)
+    logits, among = 2.5 * torch.einsum("hnd,hkd->hnk", states, tables), None
+    if some:  # the softmax runs over some words of each place, in one of them over the target's alone
+        among = torch.rand(logits.shape, generator=torch.Generator().manual_seed(3)) < 0.4
+        among[0, 0] = False
+        among.scatter_(2, codes.unsqueeze(2), True)
+        logits = logits.masked_fill(~among, -torch.inf)
+    fused = heads_cross_entropy(2.5 * states, tables, codes, among=among)
+    low = heads_cross_entropy(2.5 * states, tables, codes, torch.bfloat16, among)
+    assert abs(low - fused) < 0.02 * fused
     expected = torch.stack([F.cross_entropy(logits[h], codes[h]) for h in range(heads)]).mean()
     torch.testing.assert_close(fused, expected)
     for ours, theirs in zip(torch.autograd.grad(fused, (states, tables)), torch.autograd.grad(expected, (states, tables))):

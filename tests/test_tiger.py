@@ -6,12 +6,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from small import as_of_before
 from torch.nn import functional as F
 
 from asymrec import Dataset
 from asymrec.data import Sequences
 from asymrec.errors import ConfigError
-from asymrec.models import Tiger
+from asymrec.models import Recommender, Tiger
 
 SMALL = {
     "width": 16, "layers": 1, "heads": 2, "head_width": 8, "ffn": 32, "dropout": 0.0, "rqvae_codewords": 12, "hidden": [32], "latent": 8,
@@ -30,9 +31,22 @@ def dataset():
     return Dataset.read(pa.table({"user": users, "item": items, "timestamp": np.arange(len(items))}), texts)
 
 
-@pytest.fixture(scope="module")
-def model(dataset):
-    return Tiger(**SMALL).fit(dataset)
+@pytest.fixture(scope="module", params=[True, False], ids=["tree", "words"])
+def model(dataset, request):
+    return Tiger(**SMALL, tree_softmax=request.param).fit(dataset)
+
+
+def like(model, **settings):
+    """Another one, with the same softmax."""
+    return Tiger(**SMALL, tree_softmax=model.recipe.network.tree_softmax, **settings).fit(model.dataset)
+
+
+def may_follow(model, logits, prefix):
+    """Logits [K] of the next code after a prefix: the same, or -inf where no item has that code, as the model's softmax has it."""
+    if not model.recipe.network.tree_softmax:
+        return logits
+    known = {one[len(prefix)] for one in model.network.codes.tolist() if one[: len(prefix)] == list(prefix)}
+    return torch.where(torch.tensor([word in known for word in range(len(logits))]), logits, -torch.inf)
 
 
 def teacher_forced(model, history):
@@ -41,6 +55,10 @@ def teacher_forced(model, history):
     with torch.inference_mode():
         encoded = model.network.encode(Sequences.of([history] * len(codes)))
         logits = torch.einsum("nhw,hkw->nhk", model.network.query(model.network.write(*encoded, codes)), torch.stack(model.network.words()))
+    own = codes.tolist()
+    logits = torch.stack(
+        [torch.stack([may_follow(model, line, one[:h]) for h, line in enumerate(lines)]) for one, lines in zip(own, logits)]
+    )
     return logits.log_softmax(-1).gather(2, codes.unsqueeze(-1)).sum((1, 2)).numpy()
 
 
@@ -53,15 +71,15 @@ def test_scores_are_the_log_probabilities_of_what_the_beam_reached(model):
     reached = np.isfinite(scores)
     assert (reached.sum(1) == 50).all()  # the default beam
     np.testing.assert_allclose(scores[reached], exact[reached], rtol=1e-4, atol=1e-4)
-    wide = Tiger(**SMALL, beam=N_ITEMS).fit(model.dataset)
+    wide = like(model, beam=N_ITEMS)
     scores = wide.scores(Sequences.of(HISTORIES))
     np.testing.assert_allclose(scores, np.stack([teacher_forced(wide, history) for history in HISTORIES]), rtol=1e-4, atol=1e-4)
 
 
-def test_the_beam_is_the_textbooks_over_whole_prefixes(dataset, model):
+def test_the_beam_is_the_textbooks_over_whole_prefixes(model):
     """Every level anew by teacher forcing, over tuples; the same items in the same order, alone and in a batch, on one thread and two."""
     width, codes = 7, model.network.codes
-    narrow = Tiger(**SMALL, beam=width).fit(dataset)
+    narrow = like(model, beam=width)
     expected = []
     for history in HISTORIES:
         encoded, beam = narrow.network.encode(Sequences.of([history])), {(): 0.0}
@@ -69,8 +87,8 @@ def test_the_beam_is_the_textbooks_over_whole_prefixes(dataset, model):
             read = torch.tensor([[*prefix, *[0] * (codes.shape[1] - place)] for prefix in beam])
             with torch.inference_mode():
                 states = narrow.network.write(*(part.expand(len(beam), *part.shape[1:]) for part in encoded), read)
-                ahead = (narrow.network.query(states)[:, place] @ narrow.network.words()[place].T).log_softmax(-1)
-            ahead = dict(zip(beam, ahead.tolist()))
+                logits = narrow.network.query(states)[:, place] @ narrow.network.words()[place].T
+            ahead = {prefix: may_follow(narrow, line, prefix).log_softmax(-1).tolist() for prefix, line in zip(beam, logits)}
             following = {tuple(one[: place + 1]) for one in codes.tolist() if tuple(one[:place]) in beam}
             scored = {prefix: beam[prefix[:-1]] + ahead[prefix[:-1]][prefix[-1]] for prefix in following}
             beam = dict(sorted(scored.items(), key=lambda each: (-each[1], each[0]))[:width])
@@ -91,6 +109,9 @@ def test_score_is_exact_for_the_items_asked(model):
     items = [69, 4, 4, 31]
     found = model.score(HISTORIES, items)
     np.testing.assert_allclose(found, np.stack([teacher_forced(model, history)[items] for history in HISTORIES]), rtol=1e-4, atol=1e-4)
+    if model.recipe.network.tree_softmax:  # what may follow is known before training: the probabilities of all items add up to 1
+        everything = model.score(HISTORIES, list(range(N_ITEMS)))
+        np.testing.assert_allclose(np.exp(everything).sum(1), 1, rtol=1e-4)
 
 
 def test_a_recommendation_misses_nothing_however_much_is_asked(dataset):
@@ -144,8 +165,39 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_four_codes(model, dataset):
         history, codes = train.items[max(starts[place], place - 5) : place], model.network.codes[int(train.items[place])]
         with torch.inference_mode():
             states = model.network.write(*model.network.encode(Sequences.of([history])), codes.unsqueeze(0))[0]
-            total += F.cross_entropy(torch.einsum("hw,hkw->hk", model.network.query(states), words), codes).item()
+            logits = torch.einsum("hw,hkw->hk", model.network.query(states), words)
+            logits = torch.stack([may_follow(model, line, codes[:h].tolist()) for h, line in enumerate(logits)])
+            total += F.cross_entropy(logits, codes).item()
     np.testing.assert_allclose(model._loss(places).item(), total / len(places), rtol=1e-4)
+
+
+def test_a_run_from_before_the_softmax_knew_the_tree_is_read(dataset, tmp_path):
+    model = Tiger(**SMALL, tree_softmax=False).fit(dataset)
+    model.save(tmp_path)
+    as_of_before(tmp_path, "tree_softmax: false", "network.tree")
+    again = Recommender.load(tmp_path)
+    assert not again.recipe.network.tree_softmax
+    assert again.recommend([[1, 2, 3]]) == model.recommend([[1, 2, 3]])
+
+
+def test_new_items_share_in_the_probability(model):
+    """What may follow is what the present catalogue has, also where some items were asked for before."""
+    model = copy(model)
+    model.recipe = model.recipe.model_copy(update={"network": model.recipe.network.model_copy(update={"beam": N_ITEMS + 1})})
+    model.score(HISTORIES, [1, 2, 7])
+    codes = model.network.codes.numpy()
+    new = codes[[7]].copy()
+    new[0, -1] = codes[:, -1].max() + 1
+    more = model.extended(model._prepared["vectors"][[7]].numpy(), new)
+    before, after = (np.exp(one.scores(Sequences.of(HISTORIES))) for one in (model, more))
+    if not model.recipe.network.tree_softmax:
+        np.testing.assert_allclose(after[:, :N_ITEMS], before, rtol=1e-4)
+        return
+    np.testing.assert_allclose(after.sum(1), 1, rtol=1e-4)
+    np.testing.assert_allclose(after[:, 7] + after[:, N_ITEMS], before[:, 7], rtol=1e-3)
+    for one, total in ((model, before), (more, after)):  # of some items alone the same as among all
+        part = one._among(np.array([7, 9]))
+        np.testing.assert_allclose(np.exp(part.scores(Sequences.of(HISTORIES)))[:, [7, 9]], total[:, [7, 9]], rtol=1e-3)
 
 
 def test_bfloat16_trains_and_ranks_like_float32(dataset):

@@ -95,6 +95,21 @@ def test_a_damaged_trie_is_named(tmp_path):
         Trie.load(tmp_path / "nothing")
 
 
+@given(catalogues(), st.data())
+def test_nodes_are_known_by_item_and_by_their_number_in_the_whole(codes, data):
+    whole, codes = Trie(codes), np.asarray(codes)
+    named = spelled(whole)  # of each level: the prefix of each node
+    for item, nodes in zip(codes.tolist(), whole.prefixes.tolist()):
+        assert [named[level][node] for level, node in enumerate(nodes)] == [tuple(item[:level]) for level in range(len(item))]
+    assert whole.whole is whole and all((one == np.arange(len(one))).all() for one in whole.numbers)
+    rows = np.array(sorted(data.draw(st.sets(st.integers(0, len(codes) - 1), min_size=1))))
+    part = Trie(codes[rows], rows, whole)
+    own = spelled(part)
+    assert part.whole is whole and [len(one) for one in part.numbers] == [len(one) for one in own[:-1]]
+    for level, numbers in enumerate(part.numbers):
+        assert [named[level][number] for number in numbers] == own[level]
+
+
 def test_what_is_no_catalogue_is_refused():
     for codes in (np.zeros((0, 3), int), np.zeros((2, 0), int), np.zeros(3, int), np.zeros((2, 2)), np.array([[0], [-1]])):
         with pytest.raises(ValueError, match="codes must be integers"):

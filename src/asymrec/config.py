@@ -161,6 +161,11 @@ class NetworkConfig(Section):
     history: int | None = Field(
         None, ge=1, description="most recent items of a history that the model reads; by default what holds 95 % of the users, 50 to 200"
     )
+    tree_softmax: bool = Field(
+        True,
+        description="tiger, flexcode: the softmax of a code runs over the codes that some item has after those before it; "
+        "false: over all codewords of its place",
+    )
     beam: int = Field(50, ge=1, description="tiger, flexcode: sequences of codes kept while an item is written")
 
 

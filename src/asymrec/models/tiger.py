@@ -72,6 +72,7 @@ class Network(nn.Module):
         self.start = nn.Parameter(torch.randn(net.width))
         self.encoder, self.decoder = Stack(*shape, decoder=False), Stack(*shape, decoder=True)
         self.temperature = recipe.training.temperature
+        self.register_buffer("tree", torch.tensor(net.tree_softmax))
 
     def tokens(self, codes: Tensor) -> Tensor:
         """Codes int64 [n, h] of an id's first h places -> their rows in the table of all embeddings."""
@@ -111,13 +112,18 @@ class Network(nn.Module):
         embedding = unit(self.embedding, self.temperature)
         return [embedding[own].flatten(0, 1) for own in self.blocks]
 
-    def loss(self, query: Tensor, codes: Tensor, precision: torch.dtype) -> Tensor:
-        """Mean cross-entropy of target codes int64 [n, H] over queries [n, H, width]."""
+    def loss(self, query: Tensor, codes: Tensor, precision: torch.dtype, among: list[Tensor] | None = None) -> Tensor:
+        """Mean cross-entropy of target codes int64 [n, H] over queries [n, H, width]; the softmax runs over the words `among` those of
+        each place, H times bool [n, words]; None: over all."""
         words, query, codes = self.words(), query.transpose(0, 1), codes.T.contiguous()
         if len({len(own) for own in self.blocks}) == 1:  # places of one size: one pass
-            return heads_cross_entropy(query, torch.stack(words), codes, precision)
-        each = [heads_cross_entropy(query[[at]], words[at].unsqueeze(0), codes[[at]], precision) for at in range(len(words))]
-        return torch.stack(each).mean()
+            return heads_cross_entropy(query, torch.stack(words), codes, precision, None if among is None else torch.stack(among))
+
+        def of(place: int) -> Tensor:
+            some = None if among is None else among[place].unsqueeze(0)
+            return heads_cross_entropy(query[[place]], words[place].unsqueeze(0), codes[[place]], precision, some)
+
+        return torch.stack([of(place) for place in range(len(words))]).mean()
 
     def over(self, codes: Tensor) -> Network:
         """The same network for items of these codes int [items, H]."""
@@ -135,7 +141,7 @@ class Tiger(Trained):
     """
 
     name = "tiger"
-    uses = Trained.uses | Recipe.leaves_of("vectors", "rqvae") | {"beam"}
+    uses = Trained.uses | Recipe.leaves_of("vectors", "rqvae") | {"beam", "tree_softmax"}
     schedule = (20, 8000, 200)
     defaults: ClassVar[dict[str, Any]] = {
         "width": 128, "layers": 4, "heads": 6, "head_width": 64, "ffn": 1024, "dropout": 0.1, "history": 20, "repeat": False,
@@ -182,17 +188,28 @@ class Tiger(Trained):
         begin = np.maximum(self._starts[targets], targets - self.history)
         order = np.argsort(targets - begin, kind="stable")
         targets, histories = targets[order], self._train.between(begin[order], targets[order])
-        network = self.network
-        codes = network.codes[torch.from_numpy(self._train.items[targets].astype(np.int64)).to(self.device)]
+        network, items = self.network, self._train.items[targets].astype(np.int64)
+        codes = network.codes[torch.from_numpy(items).to(self.device)]
         with self._autocast():
             query = network.query(network.write(*network.encode(histories), codes))
-        return network.loss(query, codes, self.precision)
+        return network.loss(query, codes, self.precision, self._following(items) if self.recipe.network.tree_softmax else None)
+
+    def _following(self, items: np.ndarray) -> list[Tensor]:
+        """Which words some item has in the place of each of the codes of items (int64 [n]) after those before it: H times bool
+        [n, words]."""
+        marks = []
+        for level, blocks in enumerate(self.network.blocks):
+            found = np.zeros((len(items), len(blocks) * self.network.embedding.shape[1]), bool)
+            owners, children = self.trie.children(level, self.trie.prefixes[items, level])
+            found[owners, self.trie.tokens[level][children]] = True
+            marks.append(torch.from_numpy(found).to(self.device))
+        return marks
 
     def extended(self, vectors: np.ndarray, codes: np.ndarray | None) -> Tiger:
         """New items are new leaves: the network, which knows codes alone, stays as it is."""
         model = self._extended(vectors, codes)
         codes = model._prepared["codes"]
-        model.network, model.trie = self.network.over(codes), Trie(codes.numpy())
+        model.network, model.trie, model._last = self.network.over(codes), Trie(codes.numpy()), (b"", None)
         return model
 
     # Search
@@ -214,7 +231,7 @@ class Tiger(Trained):
         if 0 < len(rows) < len(self._popularity):
             key = rows.tobytes()
             if self._last[0] != key:  # a server asks for the same again, where items are retired
-                self._last = key, Trie(self._prepared["codes"].numpy()[rows], rows)
+                self._last = key, Trie(self._prepared["codes"].numpy()[rows], rows, self.trie)
             among.trie = self._last[1]
         return among
 
@@ -243,7 +260,7 @@ class Tiger(Trained):
     @torch.inference_mode()
     def _search(self, histories: Sequences, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Leaves and scores of the beam for histories by ascending length."""
-        network, words, place = self.network, self._words, -1
+        network, words, place, among = self.network, self._words, -1, self.recipe.network.tree_softmax
         codes, runs = network.histories(histories)
         begun = [1, *map(len, self.trie.tokens[:-1])]  # prefixes that there are at each level
         rows = len(histories) * sum(min(width, count) for count in begun)
@@ -256,12 +273,18 @@ class Tiger(Trained):
                 written = torch.from_numpy(np.asarray(tokens, np.int64)).to(network.start.device)
                 read = network.rows(torch.tensor(place, device=written.device), written)
             place += 1
-            query = network.query(beams.step(parents, read))
-            return (query @ words[place].T).log_softmax(-1).cpu().numpy()
+            logits = network.query(beams.step(parents, read)) @ words[place].T
+            return (logits if among else logits.log_softmax(-1)).cpu().numpy()
 
         with torch.autocast(self.device.type, enabled=False):  # the writer knows its precision
             beams = self._writer.begin(network.tokens(codes).flatten(), runs, rows)
-            return beam_search(self.trie, step, len(histories), width)
+            return beam_search(self.trie, step, len(histories), width, among)
+
+    def restore(self, tensors: dict[str, Tensor], vectors: np.ndarray | None, codes: np.ndarray | None) -> None:
+        if "network.tree" not in tensors:
+            self._was_fitted_with(tree_softmax=False)
+            tensors = tensors | {"network.tree": torch.tensor(False)}
+        super().restore(tensors, vectors, codes)
 
     def _freeze(self) -> None:
         network, device = self.network, self.device

@@ -19,6 +19,7 @@ from asymrec.threads import by_rows
 CHUNK = 1 << 22  # logits at a time: 16 MiB in float32, about what stays in a processor's last-level cache
 ROWS, MOST = 224, 1 << 24  # but no fewer places than this, up to so many logits: products with few rows are slow
 COLUMNS = 1024  # of a product with the table at a time
+NEVER = -1e4  # a logit whose probability is 0 beside any other
 
 
 class Pairs(NamedTuple):
@@ -202,7 +203,7 @@ def sample_candidates(targets: np.ndarray, counts: np.ndarray, negatives: int) -
 
 class _HeadsCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, states, tables, codes, precision):
+    def forward(ctx, states, tables, codes, precision, among):
         heads, n, _ = states.shape
         words = tables.shape[1]
         chunk = max(1, CHUNK // (n * words))
@@ -214,6 +215,8 @@ class _HeadsCrossEntropy(torch.autograd.Function):
             part = slice(start, min(start + chunk, heads))
             low_states, low_tables = states[part].to(precision), tables[part].to(precision)
             logits = torch.bmm(low_states, low_tables.transpose(1, 2))
+            if among is not None:
+                logits.masked_fill_(~among[part], NEVER)
             part_loss, probability, _ = gradient(logits.view(-1, words), codes[part].reshape(-1))
             loss += part_loss
             probability = probability.view_as(logits)
@@ -226,10 +229,12 @@ class _HeadsCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream):
         d_states, d_tables = ctx.saved_tensors
-        return d_states * (upstream / ctx.count), d_tables * (upstream / ctx.count), None, None
+        return d_states * (upstream / ctx.count), d_tables * (upstream / ctx.count), None, None, None
 
 
-def heads_cross_entropy(states: Tensor, tables: Tensor, codes: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
+def heads_cross_entropy(
+    states: Tensor, tables: Tensor, codes: Tensor, precision: torch.dtype = torch.float32, among: Tensor | None = None
+) -> Tensor:
     """Mean over H heads and n places of -log softmax(states[h] @ tables[h].T)[codes[h]].
 
     Args:
@@ -237,9 +242,10 @@ def heads_cross_entropy(states: Tensor, tables: Tensor, codes: Tensor, precision
         tables: [H, K, width], each head's codewords.
         codes: int64 [H, n], the target item's codes.
         precision: of the matrix products.
+        among: bool [H, n, K], the codewords that the softmax runs over, the targets' own among them; None: all.
     """
     with torch.autocast(states.device.type, enabled=False):
-        return _HeadsCrossEntropy.apply(states.float(), tables.float(), codes, precision)
+        return _HeadsCrossEntropy.apply(states.float(), tables.float(), codes, precision, among)
 
 
 class CodeSum(torch.nn.Module):

@@ -16,7 +16,7 @@ from asymrec.retrieval.trie import Trie
 Step = Callable[[np.ndarray, "np.ndarray | None"], np.ndarray]
 
 
-def beam_search(trie: Trie, step: Step, n: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def beam_search(trie: Trie, step: Step, n: int, width: int, among: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """The `width` best ids for each of n queries.
 
     Args:
@@ -26,21 +26,28 @@ def beam_search(trie: Trie, step: Step, n: int, width: int) -> tuple[np.ndarray,
             was added. At first the prefixes are the n empty ones: parents 0 .. n-1, tokens None. m is n times an equal number;
             prefixes of one query stand together.
         width: prefixes kept for a query, at least 1.
+        among: what `step` gives are logits; a code's probability is its share among the codes that some item of the whole catalogue
+            has there (`trie.whole`, whatever part of it is searched).
     Returns:
         leaves int64 [n, at most width], numbers on the last level of the trie, best first, -1 where a query has fewer; and their
         scores float32, -inf there.
     Raises ValueError: width below 1, NaN among the log-probabilities, not one for each prefix and code.
     """
-    from asymrec.retrieval.beam_kernels import follow
+    from asymrec.retrieval.beam_kernels import follow, totals
 
     if width < 1:
         raise ValueError(f"the beam must be at least 1 wide, not {width}")
     nodes, scores = np.zeros((n, 1), np.int64), np.zeros((n, 1), np.float32)
     parents, tokens = np.arange(n), None
-    for starts, codes, size in zip(trie.starts, trie.tokens, trie.sizes):
+    whole = trie.whole
+    for level, (starts, codes) in enumerate(zip(trie.starts, trie.tokens)):
+        size = (whole if among else trie).sizes[level]
         ahead = np.ascontiguousarray(step(parents, tokens), np.float32)
         if len(ahead) != len(parents) or ahead.shape[1] < size:
             raise ValueError(f"log-probabilities must be [{len(parents)}, at least {size}], not {list(ahead.shape)}")
+        if among:
+            numbers = np.where(nodes < 0, -1, trie.numbers[level][nodes])
+            scores = scores - totals(whole.starts[level], whole.tokens[level], numbers, ahead)
         shape = n, min(width, len(codes))
         reached = np.empty(shape, np.int64), np.empty(shape, np.float32), np.empty(shape, np.int64)
         most = follow(starts, codes, nodes, scores, ahead, *reached)

@@ -64,3 +64,25 @@ def follow(starts, tokens, nodes, scores, ahead, next_nodes, next_scores, next_p
         best_nodes[size:], best_scores[size:], best_parents[size:] = -1, -np.inf, query * kept
         most = max(most, size)
     return most
+
+
+@compiled
+def totals(starts, tokens, nodes, ahead):  # pragma: no cover - compiled
+    """float32 [n, w]: the logarithm of the sum of exponentials of what `ahead` [n * w, K] has for the codes that follow each node [n, w]
+    in a trie's level; 0 where there is no node."""
+    n, kept = nodes.shape
+    out = np.zeros((n, kept), np.float32)
+    for query in range(n):
+        for place in range(kept):
+            node = nodes[query, place]
+            if node < 0:
+                continue
+            likely = ahead[query * kept + place]
+            most = np.float32(-np.inf)
+            for child in range(starts[node], starts[node + 1]):
+                most = max(most, likely[tokens[child]])
+            total = np.float32(0)
+            for child in range(starts[node], starts[node + 1]):
+                total += np.exp(likely[tokens[child]] - most)
+            out[query, place] = most + np.log(total)
+    return out

@@ -26,15 +26,17 @@ class Trie:
     Args:
         codes: int [n, H], not negative; items may share their codes.
         rows: int [n], ascending, the items' rows in the catalogue where `codes` are only some of them; by default 0 .. n-1.
+        whole: the trie of the whole catalogue, where `codes` are only some of them and it matters what could follow without that.
     Raises ValueError: no codes, not integers, negative ones, rows that do not fit.
 
     depth: H. Level 0 is the root alone, level H are the leaves.
     tokens[level]: unsigned int [nodes of level + 1], the last code of each prefix of level + 1 codes.
     starts[level]: int32 (int64 from 2^31 nodes on) [nodes of level + 1]: the children of node i, on the next level, are starts[i] up to
     starts[i + 1]. starts[H] are those of each leaf's items in `rows`, ascending within a leaf.
+    whole, numbers[level]: the trie of the whole catalogue, this one by default, and the number there of each node, int64 [nodes of level].
     """
 
-    def __init__(self, codes: Any, rows: Any = None):
+    def __init__(self, codes: Any, rows: Any = None, whole: Trie | None = None):
         codes = np.asarray(codes)
         if codes.ndim != 2 or codes.dtype.kind not in "iu" or not codes.size or codes.min() < 0:
             raise ValueError(f"codes must be integers from 0 [items, n_codes], not {codes.dtype} {list(codes.shape)}")
@@ -56,6 +58,21 @@ class Trie:
             self.tokens.append(column[first])
         self.starts.append(np.append(first, n).astype(kind))
         self.rows = rows[order]
+        self._whole = whole
+
+    @property
+    def whole(self) -> Trie:
+        return self._whole or self
+
+    @cached_property
+    def numbers(self) -> list[np.ndarray]:
+        if self._whole is None:
+            return [np.arange(len(starts) - 1) for starts in self.starts[:-1]]
+        some, numbers = self.rows, []  # an item below each node
+        for level in reversed(range(self.depth)):
+            some = some[self.starts[level + 1][:-1]]
+            numbers.append(self.whole.prefixes[some[self.starts[level][:-1]], level])
+        return numbers[::-1]
 
     @property
     def depth(self) -> int:
@@ -78,6 +95,16 @@ class Trie:
         owners = np.repeat(np.arange(len(nodes)), counts)
         return owners, np.arange(len(owners)) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
 
+    @cached_property
+    def prefixes(self) -> np.ndarray:
+        """int64 [n, H]: of each item, in the order of `rows` ascending, which node each of its codes comes after, on that code's level."""
+        nodes = np.repeat(np.arange(len(self)), np.diff(self.starts[-1]))
+        out = np.empty((len(nodes), self.depth), np.int64)
+        for level in reversed(range(self.depth)):
+            nodes = np.repeat(np.arange(len(self.starts[level]) - 1), np.diff(self.starts[level]))[nodes]
+            out[:, level] = nodes
+        return out[np.argsort(self.rows, kind="stable")]
+
     def items(self, leaves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The rows of leaves (int [m], numbers on the last level): for each item which of the m it belongs to, and its row."""
         owners, places = self.children(self.depth, leaves)
@@ -97,6 +124,7 @@ class Trie:
     def load(cls, folder: str | Path, mmap: bool = True) -> Trie:
         """Read what `save` wrote; with mmap the arrays stay on the disk until they are touched. Raises RunError: damaged or missing."""
         folder, trie = Path(folder), cls.__new__(cls)
+        trie._whole = None
         recover(folder)
         name = "rows.npy"
 
