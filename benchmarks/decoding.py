@@ -9,7 +9,8 @@ From histories to ten items, with a beam of 50, for `--users` test users of the 
 
 `hf` is Hugging Face's `T5ForConditionalGeneration.generate` with the run's own weights, codes and histories, num_beams=50 and the trie of
 the catalogue as `prefix_allowed_tokens_fn`. The run's softmax at each place goes over the codes of that place; so that both speak of the
-same probabilities, a subclass sets the logits of other places' tokens to -inf. `cornac` is the search of cornac 3.0.1's TIGER, which takes
+same probabilities, a subclass sets the logits of other places' tokens to -inf, and where the run has `tree_softmax`, logits are
+renormalised among the tokens that the trie allows. `cornac` is the search of cornac 3.0.1's TIGER, which takes
 one user at a time, over the same codes and with a network of the same size. It has heads of its own, so its weights are random: its time
 does not depend on them. Ours is `Tiger.recommend`, ids in and ids out, in float32, the rivals' precision, and in bfloat16.
 
@@ -140,6 +141,7 @@ def hf(folder: Path) -> dict[str, Any]:
                 num_return_sequences=K,
                 max_new_tokens=places,
                 do_sample=False,
+                renormalize_logits=shape["tree_softmax"],
                 prefix_allowed_tokens_fn=lambda _, prefix: allowed.get(tuple(prefix[1:].tolist()), [0]),
             )
         found = [row[tuple(one)] for one in written[:, 1:].tolist()]
@@ -235,7 +237,8 @@ def export(run: Path, folder: Path, users: int) -> dict[str, Any]:
 
     model = Tiger.load(run)
     net = model.recipe.network
-    shape = {name: getattr(net, name) for name in ("width", "layers", "heads", "head_width", "ffn")} | {"history": model.history}
+    shape = {name: getattr(net, name) for name in ("width", "layers", "heads", "head_width", "ffn", "tree_softmax")}
+    shape["history"] = model.history
     (folder / "shape.json").write_text(json.dumps(shape), encoding="utf-8")
     np.savez(folder / "weights.npz", **{name: value.numpy() for name, value in model.network.state_dict().items()})
     codes = model.catalogue()[1]

@@ -7,7 +7,7 @@ codes: an encoder-decoder Transformer reads the codes of a history and writes th
 What differs from the paper:
 - Where the paper has a Transformer of its own over the combined codes, this is TIGER's with the same settings, so that the two differ
   in their codes alone. Each level of each branch has one embedding, wherever in an id it stands; the softmax at a place runs over the
-  words that may stand there.
+  words that some item has there after those before it, as TIGER's does.
 - The collaborative vectors are a factorization's or a SASRec's (`both.py`).
 - A new item has semantic codes, since the router has no say where there is no collaborative vector, and is found at once.
 """

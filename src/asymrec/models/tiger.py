@@ -6,9 +6,10 @@ the others (`quantize/rqvae.py`); a history is the codes of its items, one after
 tree of real ids finds the items of highest probability.
 
 What differs from the paper:
-- Each of an id's places has tokens of its own and the softmax runs over those alone, not over all tokens: a code cannot be written in
-  another's place. Beam search knows the catalogue's ids, so what is written is always an item; the paper's search may write ids that
-  no item has, and looks further.
+- Each of an id's places has tokens of its own, and the softmax runs over those that some item has after the codes before (`tree_softmax`,
+  default), not over all tokens: the network need not learn by heart which ids there are, and probabilities of all items add up to 1.
+  `tree_softmax=false`: over all tokens of the place. Beam search knows the catalogue's ids, so what is written is always an item; the
+  paper's search may write ids that no item has, and looks further.
 - No token for the user: the paper hashes users into 2,000 tokens, which a user unknown in training does not have.
 - AdamW, half a cosine and averaged weights, the training loop that all models here share, instead of an inverse square root over
   200,000 steps.
