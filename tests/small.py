@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from safetensors.numpy import load_file, save_file
 
 from asymrec.files import checksum
@@ -118,6 +119,14 @@ def here(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedPro
 
 def contents(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def may_follow(model, logits, prefix):
+    """TIGER's logits [K] of the next code after a prefix: -inf where no item has that code, if the model's softmax knows."""
+    if not model.recipe.network.tree_softmax:
+        return logits
+    known = {one[len(prefix)] for one in model.network.codes.tolist() if one[: len(prefix)] == list(prefix)}
+    return torch.where(torch.tensor([word in known for word in range(len(logits))]), logits, -torch.inf)
 
 
 def as_of_before(run: Path, setting: str, tensor: str | None = None) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from small import as_of_before
+from small import as_of_before, may_follow
 from torch.nn import functional as F
 
 from asymrec import Dataset
@@ -39,14 +39,6 @@ def model(dataset, request):
 def like(model, **settings):
     """Another one, with the same softmax."""
     return Tiger(**SMALL, tree_softmax=model.recipe.network.tree_softmax, **settings).fit(model.dataset)
-
-
-def may_follow(model, logits, prefix):
-    """Logits [K] of the next code after a prefix: the same, or -inf where no item has that code, as the model's softmax has it."""
-    if not model.recipe.network.tree_softmax:
-        return logits
-    known = {one[len(prefix)] for one in model.network.codes.tolist() if one[: len(prefix)] == list(prefix)}
-    return torch.where(torch.tensor([word in known for word in range(len(logits))]), logits, -torch.inf)
 
 
 def teacher_forced(model, history):
