@@ -261,8 +261,10 @@ def model():
     return FlexCode(**MODEL).fit(shop())
 
 
-def test_scores_are_the_log_probabilities_by_teacher_forcing(model):
+@pytest.mark.parametrize("tree", [True, False])
+def test_scores_are_the_log_probabilities_by_teacher_forcing(model, tree):
     """Over the words that may follow at each place, gathered by hand from the branches' own tables."""
+    model = model if tree else FlexCode(**MODEL, tree_softmax=False).fit(shop())
     network, codes = model.network, model.network.codes
     history = [10, 11, 12]
     with torch.inference_mode():
