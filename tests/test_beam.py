@@ -119,6 +119,32 @@ def test_probabilities_among_the_codes_that_follow_in_the_whole_catalogue(proble
     np.testing.assert_allclose(total, 1, rtol=1e-4)
 
 
+def test_what_can_only_be_one_item_is_not_asked_for():
+    ids = [(0, 0, 1, 2), (0, 1, 0, 0), (1, 2, 2, 0), (1, 2, 2, 1), (2, 0, 0, 0)]
+    language, called = Logits(0, 2, ids), []
+
+    def step(parents, tokens):
+        ahead = language.step(parents, tokens)
+        called.append([codes for query, codes in language.prefixes if query == 0])
+        return ahead
+
+    leaves, scores = beam_search(Trie(np.array(ids)), step, 2, 5, among=True)
+    assert called == [[()], [(0,), (1,)], [(1, 2)], [(1, 2, 2)]]
+    for query in range(2):
+        expected = [language.score(query, one) for one in ids]
+        np.testing.assert_array_equal(leaves[query], np.argsort(-np.array(expected)))
+        np.testing.assert_allclose(scores[query], sorted(expected, reverse=True), rtol=1e-5)
+    # two items left of five: what may follow in the whole catalogue is asked for all the same
+    some = Trie(np.array([ids[1], ids[3]]), np.array([1, 3]), Trie(np.array(ids)))
+    called.clear()
+    beam_search(some, step, 2, 5, among=True)
+    assert called == [[()], [(0,), (1,)], [(1, 2)], [(1, 2, 2)]]
+    # a single item is certain
+    called.clear()
+    leaves, scores = beam_search(Trie(np.array(ids[:1])), step, 2, 5, among=True)
+    assert not called and leaves.tolist() == [[0], [0]] and not scores.any()
+
+
 def test_codes_that_cannot_come_next_stay_behind_and_nonsense_is_refused():
     trie = Trie(np.array([[0, 0], [0, 1], [1, 0]]))
     never = np.array([0.0, -np.inf], np.float32)

@@ -83,6 +83,16 @@ class Trie:
         """Of each level: all its codes are below this."""
         return tuple(int(tokens.max()) + 1 for tokens in self.tokens)
 
+    @cached_property
+    def single(self) -> list[np.ndarray]:
+        """single[level]: bool [nodes of level], below which nodes there is one id alone."""
+        below = np.ones(len(self), bool)
+        found = []
+        for starts in self.starts[-2::-1]:
+            below = (np.diff(starts) == 1) & below[starts[:-1]]
+            found.append(below)
+        return found[::-1]
+
     def __len__(self) -> int:
         """How many distinct ids there are."""
         return len(self.tokens[-1])
