@@ -163,7 +163,7 @@ def test_text_that_looks_like_codes_is_named_in_the_error():
 
 
 def test_neither_text_nor_views():
-    with pytest.raises(VectorError, match=r"neither text nor vectors: give .*`text`.*`views`"):
+    with pytest.raises(VectorError, match=r"neither text nor vectors: give .*`text`.*`views`.*`collaborative=64`"):
         item_vectors(dataset(), VectorsConfig())
     ids = ["an id", "with words", "is still", "no text"]
     named = Dataset.read(pa.table({"user": [1, 1, 1], "product": ids[:3]}), pa.table({"product": ids}))

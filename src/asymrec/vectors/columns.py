@@ -51,7 +51,10 @@ def item_vectors(
             views["codes"] = _from_codes([items[name].to_pylist() for name in codes])
         elif not config.collaborative:
             hint = _candidates(items.drop_columns(dataset.item_column))
-            raise VectorError(f"items have neither text nor vectors: give a column of text (`text`), or vectors (`views`){hint}")
+            raise VectorError(
+                "items have neither text nor vectors: give a column of text (`text`), or vectors (`views`), or have vectors made of the "
+                f"interactions (`collaborative=64`){hint}"
+            )
     if columns:
         texts = item_texts(items, columns)
         views["text"] = text_vectors(texts, config.encoder, config.max_tokens, cache=cache, progress=progress)
