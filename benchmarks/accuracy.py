@@ -21,7 +21,7 @@ from pathlib import Path
 
 LOGS = Path(__file__).parent / "logs"
 # what the default was when the committed rows were made
-BASE = {"read": "vectors", "codeword_map": False, "code_rate": 1.0, "popularity_codes": False, "epochs": 13}
+BASE = {"read": "vectors", "codeword_map": False, "code_rate": 1.0, "popularity_codes": False, "time_codes": False, "epochs": 13}
 ROWS = {
     "default": {},
     "heads": {"objective": "heads", "temperature": 0.03, "learning_rate": 3e-3, "epochs": 30, "patience": 30},

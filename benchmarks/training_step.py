@@ -130,7 +130,8 @@ class Runner:
 
 
 def compare(data: Dataset, objective: str, users: int, steps: int) -> dict:
-    plain = {"read": "vectors", "codeword_map": False, "code_rate": 1.0, "popularity_codes": False}  # what the plain version is
+    # what the plain version is
+    plain = {"read": "vectors", "codeword_map": False, "code_rate": 1.0, "popularity_codes": False, "time_codes": False}
     recipe = Recipe.of(objective=objective, **plain)
     train, quantizer = data.split().train, recipe.quantizer
     codes = torch.randint(quantizer.codewords, (data.n_items, quantizer.facets * quantizer.levels))

@@ -28,16 +28,19 @@ def fitted():
     return fit
 
 
-HISTORIES = Sequences.of([[3], [4, 5, 4], [1, 2, 3, 4], list(range(20)), [7, 9, 11]])
+ITEMS = [[3], [4, 5, 4], [1, 2, 3, 4], list(range(20)), [7, 9, 11]]
+HISTORIES = Sequences.of(ITEMS)
+TIMED = Sequences.of(ITEMS, [[1_000_000 + 60 * (user + place) for place in range(len(items))] for user, items in enumerate(ITEMS)])
 
 
-@pytest.mark.parametrize("name", ["asymrec", "sasrec", "rpg", "hstu"])
-def test_last_states_are_those_of_whole_histories(fitted, name):
+@pytest.mark.parametrize("histories", [HISTORIES, TIMED], ids=["no times", "times"])
+@pytest.mark.parametrize("name", ["asymrec", "sasrec", "sasrec+content", "rpg", "hstu"])
+def test_last_states_are_those_of_whole_histories(fitted, name, histories):
     model = fitted(name)
-    batch = pack(HISTORIES, None, model.history)
+    batch = pack(histories, None, model.history)
     with torch.inference_mode():
         whole = model.network(batch)[torch.from_numpy(np.cumsum(batch.length) - 1)]
-        torch.testing.assert_close(model._last_states(HISTORIES), whole, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model._last_states(histories), whole, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "settings"), [("sasrec", {"repeat": False}), ("asymrec", {"write": "vectors"})])
@@ -45,16 +48,17 @@ def test_the_graph_gives_the_same_scores(fitted, name, settings, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     model = fitted(name, **settings)
-    alone = [HISTORIES.take(np.array([row])) for row in range(len(HISTORIES))]
+    alone = [histories.take(np.array([row])) for histories in (HISTORIES, TIMED) for row in range(len(ITEMS))]
     before, together = [model.scores(one) for one in alone], model.scores(HISTORIES)
     model.export(tmp_path / "step.onnx")
     model.use(tmp_path / "step.onnx")
     used = []
-    session, model._session = model._session, lambda rows: used.append(len(rows)) or session(rows)
+    session, model._session = model._session, lambda rows, time: used.append(len(rows)) or session(rows, time)
     for one, expected in zip(alone, before):
         np.testing.assert_allclose(model.scores(one), expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(model.scores(HISTORIES), together)
-    assert used == [1, 3, 4, 9, 3]  # single histories alone, cut to what the model reads
+    assert used == 2 * [1, 3, 4, 9, 3]  # single histories alone, cut to what the model reads
+    assert (np.abs(before[0] - before[len(ITEMS)]).max() > 1e-4) == model.reads_times
     model._freeze()
     assert model._session is None  # other weights, another graph
 

@@ -152,6 +152,10 @@ class NetworkConfig(Section):
     popularity_codes: bool = Field(
         True, description="asymrec with a softmax over items, sasrec+content: codes of how often, and since when, an item was taken"
     )
+    time_codes: bool = Field(
+        True,
+        description="asymrec, sasrec+content: read when a history's last item was taken: which 32nd, and which 256th, of training's times",
+    )
     write: Literal["codes", "vectors"] = Field("codes", description="asymrec: what is written: the item's codes, or its vector")
     experts: int = Field(3, ge=1, description="E, experts of MSP")
     expert_width: int | None = Field(None, ge=1, description="inner width of each expert; by default d_model")

@@ -15,6 +15,7 @@ What differs from the paper:
 - `code_rate` (default): what a code has for itself is learned slower than the map, see `nn/heads.py`. `code_rate=1`, preset `fast-codes`.
 - `popularity_codes` (default): codes of how often and since when an item was taken in training stand behind those of its content
   (`quantize/popularity.py`), read and written as these are. `popularity_codes=false`, preset `no-popularity-codes`.
+- `time_codes` (default): the state is told when the last item was taken, see `nn/clock.py`. `time_codes=false`, preset `no-time-codes`.
 - `repeat`, one learned number for items that the history already holds, see `models/catalogue.py`.
 - Retrieval is exact: every item is scored, where the paper searches a graph.
 - Biases of codes, a LayerNorm on what is read, averaged weights, steps of `batch` interactions and the settings the paper leaves open
@@ -40,6 +41,8 @@ from asymrec.models.catalogue import CatalogueNetwork, inputs_and_targets
 from asymrec.models.coded import CodedModel
 from asymrec.models.growing import twin
 from asymrec.models.popular import CODES, ToldPopularity, beside
+from asymrec.models.timed import Timed
+from asymrec.nn.clock import Clock
 from asymrec.nn.decoder import Decoder
 from asymrec.nn.heads import CatalogueHead, FacetHeads, VectorHead, unit
 from asymrec.nn.losses import CodeSum
@@ -64,6 +67,7 @@ class Network(CatalogueNetwork):
         words: of every code, K; by default the recipe's.
         columns: of the vectors the first so many are read; None: all.
         codewords: float32 [M, L, K, d], what the codes stand for, where their embeddings are to know it.
+        clock: of a network that reads times.
     """
 
     def __init__(
@@ -77,11 +81,12 @@ class Network(CatalogueNetwork):
         words: int | None = None,
         columns: int | None = None,
         codewords: Tensor | None = None,
+        clock: Clock | None = None,
     ):
         net, training, words = recipe.network, recipe.training, words or recipe.quantizer.codewords
         vectors = vectors[:, :columns]
         decoder = Decoder(net.width, net.layers, net.heads, net.ffn, net.dropout, history, net.head_width)
-        super().__init__(decoder, training.temperature, net.repeat)
+        super().__init__(decoder, training.temperature, net.repeat, clock)
         self.columns = columns
         self.register_buffer("vectors", vectors, persistent=False)
         self.register_buffer("codes", codes.int(), persistent=False)
@@ -124,13 +129,14 @@ class Network(CatalogueNetwork):
         return network
 
 
-class AsymRec(ToldPopularity, CodedModel):
+class AsymRec(Timed, ToldPopularity, CodedModel):
     """Settings as in `asymrec.config`, by name: `AsymRec(width=256, facets=16, epochs=40, seed=1)`."""
 
     name = "asymrec"
     objectives = ("catalogue", "heads", "gbce")
     uses = CodedModel.uses | Recipe.leaves_of("vectors", "quantizer") | {
-        *("read", "write", "codeword_map", "code_rate", "popularity_codes", "experts", "expert_width", "inner", "linear_heads", "mix"),
+        *("read", "write", "codeword_map", "code_rate", "popularity_codes", "time_codes", "experts", "expert_width", "inner"),
+        *("linear_heads", "mix"),
     }  # fmt: skip
     schedule = (20, 800, 100)  # codes are shared: it learns on where models with a vector for each item have begun to know them by heart
     network: Network
@@ -180,7 +186,7 @@ class AsymRec(ToldPopularity, CodedModel):
     def _network(self, n_items: int, words: int | None = None, columns: int | None = None) -> Network:
         prepared, trained = self._prepared, torch.from_numpy(np.flatnonzero(self._counts))
         known = prepared["vectors"], self._codes(), prepared["codes"].shape[1], trained
-        return Network(self.recipe, self.history, *known, words, columns, self._codewords(trained))
+        return Network(self.recipe, self.history, *known, words, columns, self._codewords(trained), self._clock())
 
     def _codes(self) -> Tensor:
         return beside(super()._codes(), self._prepared.get(CODES))

@@ -29,6 +29,7 @@ from asymrec.models.growing import Growing, twin
 from asymrec.models.repeat import seen_weight
 from asymrec.models.trained import Trained
 from asymrec.nn import exported
+from asymrec.nn.clock import UNKNOWN, Clock
 from asymrec.nn.decoder import Decoder, runs_of
 from asymrec.nn.exported import Session, Step
 from asymrec.nn.losses import Candidates, Pairs, catalogue_cross_entropy, sample_candidates
@@ -45,13 +46,14 @@ class CatalogueNetwork(nn.Module):
         decoder: item states [R, W, width], segment, position [R, W] -> states [R, W, width].
         temperature: of the head; divides the cosine, None where logits are inner products.
         repeat: learn the number.
+        clock: what adds the times of items to the states after them, where they are known; None: times are not read here.
     """
 
     head: nn.Module
 
-    def __init__(self, decoder: nn.Module, temperature: float | None, repeat: bool):
+    def __init__(self, decoder: nn.Module, temperature: float | None, repeat: bool, clock: Clock | None = None):
         super().__init__()
-        self.decoder = decoder
+        self.decoder, self.clock = decoder, clock
         self.temperature = temperature
         self.again = nn.Parameter(torch.zeros(())) if repeat else None
 
@@ -80,7 +82,11 @@ class CatalogueNetwork(nn.Module):
             inputs = self.read(distinct)
         read = F.embedding(items, inputs)  # not inputs[items], whose gradient depends on the order of threads
         states = self.decoder(read, *(torch.from_numpy(part).to(device) for part in self.context(batch)))
-        return states.flatten(0, 1)[torch.from_numpy(batch.places).to(device)].float()
+        states = states.flatten(0, 1)[torch.from_numpy(batch.places).to(device)].float()
+        if self.clock is None or batch.times is None:
+            return states
+        times, owners = (torch.from_numpy(part.reshape(-1)[batch.places]).to(device) for part in (batch.times, batch.segment))
+        return states + self.clock(times, owners)
 
     def context(self, batch: PackedBatch) -> tuple[np.ndarray, ...]:
         """What the decoder is told besides the items."""
@@ -145,7 +151,7 @@ class CatalogueModel(Trained):
 
     def _known_scores(self, histories: Sequences) -> np.ndarray:
         if self._session is not None and len(histories) == 1:
-            return self._with_repeat(self._session(histories.items[-self.history :])[None], histories)
+            return self._with_repeat(self._of_graph(self._session, histories)[None], histories)
         items, bias = self._items
         states = self._last_states(histories)
         with torch.autocast(states.device.type, enabled=False):
@@ -159,7 +165,14 @@ class CatalogueModel(Trained):
         read = histories.last(self.history).take(order)
         items = F.embedding(torch.from_numpy(read.items).to(self.device), self._inputs)
         states = self.network.decoder.last(items, runs_of(read.lengths)).float()
+        if self.network.clock is not None and read.times is not None:
+            states = states + self.network.clock(torch.from_numpy(read.times[read.offsets[1:] - 1]).to(self.device))
         return states[torch.from_numpy(np.argsort(order)).to(self.device)]
+
+    def _of_graph(self, session: Session, histories: Sequences) -> np.ndarray:
+        """Scores float32 [n_items] of one history."""
+        time = UNKNOWN if histories.times is None else int(histories.times[-1])
+        return session(histories.items[-self.history :], None if self.network.clock is None else time)
 
     def _with_repeat(self, scores: np.ndarray, histories: Sequences) -> np.ndarray:
         if self.network.repeat is not None:
@@ -169,10 +182,11 @@ class CatalogueModel(Trained):
 
     def export(self, path: str | Path) -> None:
         """Write the scoring of one history as an ONNX graph: `rows` int64 [places], the last `history` items, oldest first -> float32
-        [n_items], without what repeated items get on top. Raises ConfigError: the extra `onnx` is missing, another kind of network."""
+        [n_items], without what repeated items get on top; beside `rows` a model that reads times takes `time` int64 [1], that of the last
+        item, -2^63 where it is not known. Raises ConfigError: the extra `onnx` is missing, another kind of network."""
         if not (isinstance(self.network.decoder, Decoder) and self._compares_items()):
             raise ConfigError(f"{self.name} has no step that can be exported: none of a Transformer's state against item vectors")
-        step = Step(self._inputs, self.network.decoder, self.network.head, *self._items)
+        step = Step(self._inputs, self.network.decoder, self.network.head, *self._items, self.network.clock)
         exported.write(step, path, self.history)
 
     def use(self, path: str | Path) -> None:
@@ -181,11 +195,11 @@ class CatalogueModel(Trained):
         Raises ConfigError: not such a graph, that of another model, the extra `onnx` is missing.
         """
         session, rows = exported.Session(path), np.arange(min(self.history, len(self._popularity)))
-        self._session = None
+        self._session, one = None, Sequences.of([rows])
         with torch.inference_mode():
-            expected = self._known_scores(Sequences.of([rows]))
+            expected = self._known_scores(one)
         try:
-            found = self._with_repeat(session(rows)[None], Sequences.of([rows]))
+            found = self._with_repeat(self._of_graph(session, one)[None], one)
             same = found.shape == expected.shape and np.allclose(found, expected, rtol=1e-4, atol=1e-4)
         except Exception:  # a catalogue of fewer items; onnxruntime's own kinds have no common base
             same = False

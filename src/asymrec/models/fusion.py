@@ -74,6 +74,10 @@ class Fusion(Recommender):
         given = Recipe.of(self.recipe.model_dump(exclude_unset=True, exclude={"fusion"}))
         return _kind(spec)(Recipe.read(preset).over(given) if preset else given)
 
+    @property
+    def reads_times(self) -> bool:
+        return any(part.reads_times for part in self.parts)
+
     def has_codes(self) -> bool:
         return any(part.has_codes() for part in self.parts)
 

@@ -12,7 +12,7 @@ What differs from the paper, and makes it the strong baseline that later work me
 
 `sasrec+content` adds a two-layer network of the item's continuous vector to the item's learned one, where items are read and where
 they are compared, so that content is no privilege of the generative models; and the vectors of AsymRec's codes of how often, and since
-when, an item was taken (`popularity_codes`), for the same reason.
+when, an item was taken (`popularity_codes`) and of when the history's last one was (`time_codes`), for the same reason.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from asymrec.config import Recipe
 from asymrec.models.catalogue import CatalogueModel, CatalogueNetwork
 from asymrec.models.growing import twin
 from asymrec.models.popular import CODES, ToldPopularity
+from asymrec.models.timed import Timed
+from asymrec.nn.clock import Clock
 from asymrec.nn.decoder import Decoder
 from asymrec.nn.items import ItemHead, ItemTable
 from asymrec.nn.losses import CodeSum
@@ -35,8 +37,8 @@ from asymrec.quantize.popularity import PARTS
 class Network(CatalogueNetwork):
     """Items from a table, a decoder, and the same table to compare with."""
 
-    def __init__(self, table: ItemTable, decoder: nn.Module, temperature: float | None, repeat: bool):
-        super().__init__(decoder, temperature, repeat)
+    def __init__(self, table: ItemTable, decoder: nn.Module, temperature: float | None, repeat: bool, clock: Clock | None = None):
+        super().__init__(decoder, temperature, repeat, clock)
         self.head = ItemHead(table, temperature)
         self.norm = nn.LayerNorm(table.embedding.embedding_dim)
 
@@ -71,14 +73,17 @@ class SASRec(CatalogueModel):
     def _network(self, n_items: int) -> Network:
         net = self.recipe.network
         decoder = Decoder(net.width, net.layers, net.heads, net.ffn, net.dropout, self.history, net.head_width)
-        return Network(self._table(n_items), decoder, self.recipe.training.temperature, net.repeat)
+        return Network(self._table(n_items), decoder, self.recipe.training.temperature, net.repeat, self._clock())
+
+    def _clock(self) -> Clock | None:
+        return None
 
 
-class SASRecContent(ToldPopularity, SASRec):
-    """SASRec with the items' continuous vectors and codes of their popularity."""
+class SASRecContent(Timed, ToldPopularity, SASRec):
+    """SASRec with the items' continuous vectors, codes of their popularity and the time of a history's last item."""
 
     name = "sasrec+content"
-    uses = SASRec.uses | Recipe.leaves_of("vectors") | {"popularity_codes"}
+    uses = SASRec.uses | Recipe.leaves_of("vectors") | {"popularity_codes", "time_codes"}
 
     def reads_vectors(self) -> bool:
         return True
