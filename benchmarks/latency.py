@@ -95,28 +95,31 @@ def forms(run: Path, folder: Path) -> dict[str, Any]:
     network, (items, bias) = model.network, model._items
     histories = [one[-model.history :] for one in json.loads((folder / "histories.json").read_text(encoding="utf-8"))]
     inputs = [torch.tensor(one) for one in histories if len(one) > 1]  # torch's compilers take 1 as another shape
-    step, sample = Step(model._inputs, network.decoder, network.head, items, bias).eval(), max(inputs, key=len)
+    step, sample = Step(model._inputs, network.decoder, network.head, items, bias, network.clock).eval(), max(inputs, key=len)
+    time_of_last = () if network.clock is None else (torch.zeros(1, dtype=torch.int64),)  # any: all cost the same
 
     def eager(rows: Tensor) -> np.ndarray:
         with torch.inference_mode():
             states = network.decoder.last(model._inputs[rows], [(1, len(rows))])
+            if time_of_last:
+                states = states + network.clock(*time_of_last)
             return torch.addmm(bias, network.head.query(states), items)[0].numpy()
 
     def onnx() -> Callable[[Tensor], np.ndarray]:
         model.export(folder / "step.onnx")
         session = Session(folder / "step.onnx")
-        return lambda rows: session(rows.numpy())
+        return lambda rows: session(rows.numpy(), *map(int, time_of_last))
 
     def ahead() -> Callable[[Tensor], np.ndarray]:
-        shapes = ({0: torch.export.Dim("places", min=2, max=model.history)},)
-        program = torch.export.export(step, (sample,), dynamic_shapes=shapes)
+        shapes = {0: torch.export.Dim("places", min=2, max=model.history)}, None
+        program = torch.export.export(step, (sample, *time_of_last), dynamic_shapes=shapes[: 1 + len(time_of_last)])
         loaded = torch._inductor.aoti_load_package(torch._inductor.aoti_compile_and_package(program, package_path=str(folder / "step.pt2")))
-        return lambda rows: loaded(rows).numpy()
+        return lambda rows: loaded(rows, *time_of_last).numpy()
 
     def compiled() -> Callable[[Tensor], np.ndarray]:
         form = torch.compile(step, dynamic=True)
-        form(sample)
-        return lambda rows: form(rows).numpy()
+        form(sample, *time_of_last)
+        return lambda rows: form(rows, *time_of_last).numpy()
 
     made, seconds = {"eager": eager}, {}
     for name, make in (("ONNX Runtime", onnx), ("AOTInductor", ahead), ("torch.compile", compiled)):

@@ -31,7 +31,7 @@ class Timed(CatalogueModel):
     @property
     def reads_times(self) -> bool:
         """Of the fitted model: whether there were times to learn from."""
-        return self.recipe.network.time_codes and len(self._prepared[EDGES]) > 0
+        return self.recipe.network.time_codes and len(self._prepared.get(EDGES, ())) > 0
 
     def restore(self, tensors: dict[str, Tensor], vectors: np.ndarray | None, codes: np.ndarray | None) -> None:
         if EDGES not in tensors:
