@@ -48,6 +48,13 @@ def tables(users: int = 200, items: int = 120, seed: int = 0) -> tuple[pa.Table,
     return interactions, pa.table({"item_id": np.arange(items) + 100, "title": titles, "vector": list(vectors)})
 
 
+def held_out(interactions: pa.Table) -> np.ndarray:
+    """bool, which interactions are each user's last two: the targets of validation and test in leave-last-out."""
+    users, times = interactions["user_id"].to_numpy(), interactions["timestamp"].to_numpy()
+    last = {user: np.sort(times[users == user])[-2] for user in np.unique(users)}
+    return np.array([time >= last[user] for user, time in zip(users, times)])
+
+
 def write(folder: Path, interactions: pa.Table, items: pa.Table) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(interactions, folder / "interactions.parquet")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import SETTINGS, as_of_before, tables
+from small import SETTINGS, as_of_before, held_out, tables
 
 from asymrec import AsymRec, Dataset, Recommender, SASRec, SASRecContent
 from asymrec.data import Sequences
@@ -65,10 +65,7 @@ def test_codes_are_in_range_and_in_order(users, words):
 def test_they_are_of_training_alone(dataset):
     """Targets of validation and test may be any: the codes stay."""
     interactions, items = tables()
-    users, times = interactions["user_id"].to_numpy(), interactions["timestamp"].to_numpy()
-    last = {user: np.sort(times[users == user])[-2] for user in np.unique(users)}
-    held = np.array([time >= last[user] for user, time in zip(users, times)])
-    moved = np.where(held, 100, interactions["item_id"].to_numpy())
+    moved = np.where(held_out(interactions), 100, interactions["item_id"].to_numpy())
     other = Dataset.read(interactions.set_column(1, "item_id", pa.array(moved)), items)
     found = [popularity_codes(data.split().train, data.n_items, 256)[0] for data in (dataset, other)]
     np.testing.assert_array_equal(*found)

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from small import SETTINGS, as_of_before, tables
+from small import SETTINGS, as_of_before, held_out, tables
 
 from asymrec import AsymRec, Dataset, Fusion, Recommender, SASRec, SASRecContent
 from asymrec.data import Sequences
@@ -77,10 +77,8 @@ def test_the_state_is_told_the_last_items_time_alone(model, dataset):
 def test_times_are_of_training_alone(dataset):
     """A validation or test target's time may be any: the parts stay, and so does what a history is told."""
     interactions, items = tables()
-    users, times = interactions["user_id"].to_numpy(), interactions["timestamp"].to_numpy()
-    last = {user: np.sort(times[users == user])[-2] for user in np.unique(users)}
-    held = np.array([time >= last[user] for user, time in zip(users, times)])
-    other = Dataset.read(interactions.set_column(2, "timestamp", pa.array(times + held * 10**6)), items)
+    times = interactions["timestamp"].to_numpy() + held_out(interactions) * 10**6
+    other = Dataset.read(interactions.set_column(2, "timestamp", pa.array(times)), items)
     np.testing.assert_array_equal(*(time_edges(data.split().train) for data in (dataset, other)))
 
 
