@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import datetime
 from types import ModuleType, SimpleNamespace
 
 import pyarrow as pa
@@ -11,6 +12,8 @@ import pytest
 from small import here, tables
 
 from asymrec import Dataset
+from asymrec.data.columns import times_in
+from asymrec.data.tables import Source
 from asymrec.errors import DataError
 from asymrec.models import MODELS, Recommender
 from asymrec.serving import batch
@@ -53,6 +56,43 @@ def test_an_unknown_id_is_told_by_its_place_before_a_list_is_made(column, values
     monkeypatch.setattr(batch.Lists, "__call__", None)
     found, said = lists(run, tmp_path, column, values)
     assert found is None and said == f"error: {told}; --drop-unknown goes on without\n"
+
+
+def test_times_that_do_not_fit_are_told_before_a_list_is_made(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(batch.Lists, "__call__", None)
+    day = 1_700_000_000
+    for times, told in (
+        ([[day], None, [day]], "column 'times', row 3: 1 times for a history of 0 items"),
+        ([[day], [], [], [day, day - 1]], "column 'times', row 4: times must not fall: the oldest item comes first"),
+        ([[day], [], [], [day, None]], "column 'times', row 4: null time"),
+        ([["2023-11-14"], None, None, ["soon", "then"]], "column 'times', row 4: cannot read 'soon' as a time"),
+        ([day, day, day, day], "column 'times', beside 'history', must hold lists of times, found int64"),
+    ):
+        histories = [[101], None, [], [102, 103]][: len(times)]
+        pq.write_table(pa.table({"history": histories, "times": times}), tmp_path / "users.parquet")
+        done = here("batch", run, "users.parquet", "-o", "lists.parquet", cwd=tmp_path)
+        assert done.returncode == 2 and f"users.parquet, {told}" in done.stderr.replace("users.parquet: ", "users.parquet, ")
+        assert not (tmp_path / "lists.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "unit", "found"),
+    [
+        ([1_700_000_000], "ms", [1_700_000_000_000]),
+        ([1_700_000_000_999], "s", [1_700_000_000]),
+        (["2023-11-14T22:13:20Z", "2023-11-14T23:13:21+01:00"], "us", [1_700_000_000_000_000, 1_700_000_001_000_000]),
+        ([datetime(1969, 12, 31, 23, 59, 59, 500_000)], "s", [-1]),
+        ([], None, []),
+        (["2300-01-01"], "ns", "cannot count 10413792000 s since 1970 in ns"),
+    ],
+)
+def test_times_are_counted_in_the_runs_unit(values, unit, found):
+    source = Source("t", pa.table({"times": values}))
+    if isinstance(found, list):
+        assert times_in(unit, source, "times").tolist() == found
+    else:
+        with pytest.raises(DataError, match=f"t, column 'times', row 1: {found}"):
+            times_in(unit, source, "times")
 
 
 def test_unknown_users_may_get_empty_lists(run, tmp_path):

@@ -13,6 +13,11 @@ from serving import client, ids, recommend
 from asymrec.models import Recommender
 from asymrec.serving.security import new_key
 
+
+def scores(found: dict) -> list[float]:
+    return [one["score"] for one in found["items"]]
+
+
 # Recommendations
 
 
@@ -89,6 +94,32 @@ def test_events_join_the_history_after_the_runs(api):
     assert api.post("/v1/events", json={"events": [{"user": 7, "item": 999}]}).status_code == 404
     assert api.delete("/v1/users/new").json() == {"stored": 1}
     assert recommend(api, 404, user="new") and api.delete("/v1/users/new").status_code == 404
+
+
+def test_a_history_may_bring_its_times(api):
+    past = api.get("/v1/users/7").json()["history"]
+    given = {"history": [one["item"] for one in past], "times": [one["time"] for one in past]}
+    known, brought, without = recommend(api, user=7), recommend(api, **given), recommend(api, history=given["history"])
+    assert ids(brought) == ids(known) and scores(brought) == pytest.approx(scores(known))
+    assert scores(without) != pytest.approx(scores(known), abs=1e-4)
+    joined = recommend(api, user=7, history=[150], times=[given["times"][-1] + 60])
+    expected = recommend(api, history=[*given["history"], 150], times=[*given["times"], given["times"][-1] + 60])
+    assert joined["history"] == len(past) + 1 and scores(joined) == pytest.approx(scores(expected))
+    assert scores(recommend(api, user=7, history=[150])) != pytest.approx(scores(joined), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"history": [101, 102], "times": [5]}, "body: 1 times for a history of 2 items"),
+        ({"user": 7, "times": [5]}, "body: 1 times for a history of 0 items"),
+        ({"history": [101, 102], "times": [6, 5]}, "body: times must not fall: the oldest item comes first"),
+        ({"history": [101], "times": [1.5]}, "body.times.0: Input should be a valid integer"),
+        ({"history": [101], "times": [1_795_754_143_000]}, "times: 1795754143000 is not in the run's unit, s (since 1970)"),
+    ],
+)
+def test_times_that_do_not_fit_the_history_are_told(api, asked, told):
+    assert recommend(api, 422, **asked) == {"detail": told}
 
 
 def test_users_are_found_by_the_beginning_of_their_id(api):

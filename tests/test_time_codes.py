@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from datetime import datetime, timezone
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
-from small import SETTINGS, as_of_before, held_out, tables
+from small import SETTINGS, as_of_before, held_out, here, tables
 
 from asymrec import AsymRec, Dataset, Fusion, Recommender, SASRec, SASRecContent
 from asymrec.data import Sequences
@@ -91,6 +95,48 @@ def test_users_have_times_and_histories_may_bring_theirs(model, dataset):
     assert known[0] == brought[0] and np.allclose(known[1], brought[1])
     without = model.recommend([history], k=5)
     assert not np.allclose(known[1], without[1], atol=1e-4)
+
+
+def test_files_and_commands_tell_times(model, dataset, tmp_path):
+    """Numbers, dates and moments alike; a line without times is one that brings none, an unknown item's time goes with it."""
+    model.save(tmp_path / "run")
+    own = dataset.sequences.take(np.arange(3))
+    ids, moments = dataset.item_ids.to_pylist(), [time.tolist() for time in np.split(own.times, own.offsets[1:-1])]
+    histories = [[ids[row] for row in own[at]] for at in range(3)]
+    known, scores = model.recommend(histories, 5, times=moments)
+    without, plain = model.recommend(histories[1:2], 5)
+    for kind in (pa.int64(), pa.timestamp("ms"), pa.timestamp("s", "Europe/Paris")):
+        times = pa.array([[999, *moments[0][1:]], None, moments[2]], pa.list_(pa.int64()))
+        lines = pa.table(
+            {"history": [[7, *histories[0][1:]], *histories[1:]], "times": times if kind == pa.int64() else _moments(times, kind)}
+        )
+        pq.write_table(lines, tmp_path / "users.parquet")
+        done = here("batch", tmp_path / "run", tmp_path / "users.parquet", "-o", tmp_path / "out.parquet", "-k", 5, "--drop-unknown")
+        assert done.returncode == 0, done.stderr
+        found = pq.read_table(tmp_path / "out.parquet").to_pydict()
+        first, first_scores = model.recommend([histories[0][1:]], 5, times=[moments[0][1:]])
+        assert found["items"] == [first[0], without[0], known[2]]
+        np.testing.assert_allclose(found["scores"], [first_scores[0], plain[0], scores[2]], atol=1e-5)
+
+    words = [",".join(map(str, history)) for history in histories[:2]]
+    dates = [datetime.fromtimestamp(time, timezone.utc).isoformat() for time in moments[1]]
+    given = ("--history", words[0], "--times", ",".join(map(str, moments[0])), "--history", words[1], "--times", ",".join(dates))
+    shown = json.loads(here("recommend", tmp_path / "run", *given, "-k", 5, "--json").stdout)
+    assert [[item["id"] for item in one["items"]] for one in shown] == known[:2]
+    np.testing.assert_allclose([[item["score"] for item in one["items"]] for one in shown], scores[:2], atol=1e-5)
+    for wrong, told in (
+        (given[:-2], "--times goes with --history, one for each: 1 for 2"),
+        (("--user", 1, "--times", 5), "--times goes with --history, one for each: 1 for 0"),
+        ((*given[:3], "1,soon"), "--times, column 'times', row 2: cannot read 'soon' as a time"),
+        ((*given[:3], "5"), f"history 0 has {len(histories[0])} items and 1 times"),
+    ):
+        done = here("recommend", tmp_path / "run", *wrong)
+        assert done.returncode == 2 and told in done.stderr
+
+
+def _moments(times: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Lists of seconds since 1970 -> lists of timestamps."""
+    return pa.ListArray.from_arrays(times.offsets, times.values.cast(pa.timestamp("s")).cast(kind), mask=times.is_null())
 
 
 def test_what_is_saved_and_what_grows_knows_times(model, dataset, tmp_path):

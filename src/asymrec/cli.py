@@ -29,9 +29,11 @@ from asymrec.cli_shared import (
     Only,
     PositionColumn,
     TimeColumn,
+    Times,
     UserColumn,
     UserIds,
     asked_ids,
+    asked_times,
     own_ids,
     print_list,
     print_table,
@@ -187,6 +189,7 @@ def recommend(
     run: Run,
     user: UserIds = None,
     history: Histories = None,
+    times: Times = None,
     k: Annotated[int, typer.Option("-k", help="How many.")] = 10,
     include_seen: IncludeSeen = False,
     only: Only = None,
@@ -206,7 +209,8 @@ def recommend(
     barred = model.barred(allowed, denied)
     if barred is not None and barred.all():
         raise RunError("no item is left to recommend: --only and --exclude leave none")
-    ids, scores = model.recommend(histories, k, users=users, exclude_seen=not include_seen, only=allowed, exclude=denied)
+    when = asked_times(dataset, history, times)
+    ids, scores = model.recommend(histories, k, users=users, times=when, exclude_seen=not include_seen, only=allowed, exclude=denied)
 
     titles = dataset.titles()
     if histories is None:

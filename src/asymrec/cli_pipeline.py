@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from asymrec.cli_shared import Exclude, Histories, IncludeSeen, Only, UserIds, asked_ids, print_list, print_table
+from asymrec.cli_shared import Exclude, Histories, IncludeSeen, Only, Times, UserIds, asked_ids, asked_times, print_list, print_table
 from asymrec.errors import ConfigError
 
 pipeline = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Retrieval and a ranker behind it: fit, evaluate, recommend.")
@@ -81,6 +81,7 @@ def recommend(
     folder: Folder,
     user: UserIds = None,
     history: Histories = None,
+    times: Times = None,
     k: Annotated[int, typer.Option("-k", help="How many.")] = 10,
     include_seen: IncludeSeen = False,
     only: Only = None,
@@ -95,7 +96,8 @@ def recommend(
     found = Pipeline.load(folder)
     dataset = found.dataset
     users, histories, allowed, denied = asked_ids(dataset, user, history, only, exclude)
-    lists = found.recommend(histories, k, users=users, exclude_seen=not include_seen, only=allowed, exclude=denied)
+    when = asked_times(dataset, history, times)
+    lists = found.recommend(histories, k, users=users, times=when, exclude_seen=not include_seen, only=allowed, exclude=denied)
     titles = dataset.titles()
     shown: list[dict[str, Any]] = []
     for at, items in enumerate(lists):

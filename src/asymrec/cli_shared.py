@@ -15,6 +15,14 @@ UserIds = Annotated[list[str] | None, typer.Option("--user", metavar="U", help="
 Histories = Annotated[
     list[str] | None, typer.Option("--history", metavar="A,B,C", help="Item ids instead of a user, oldest first; may be repeated.")
 ]
+Times = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--times",
+        metavar="T,U,V",
+        help="When the items of each --history were taken: unix time or ISO 8601; for models that read times.",
+    ),
+]
 IncludeSeen = Annotated[bool, typer.Option("--include-seen", help="Items of the history may be recommended again.")]
 Only = Annotated[
     list[str] | None,
@@ -68,6 +76,23 @@ def asked_ids(dataset: Any, user: list[str] | None, history: list[str] | None, o
     )
     users = None if user is None else own_ids(dataset, "user", user)
     return users, None if history is None else [own_ids(dataset, "item", split_ids(given)) for given in history], allowed, denied
+
+
+def asked_times(dataset: Any, history: list[str] | None, times: list[str] | None) -> list[list[int]] | None:
+    """`--times`, one for each `--history`, in the data's unit. Raises ConfigError: there are no histories, or of another number; DataError:
+    no times."""
+    import pyarrow as pa
+
+    from asymrec.data.columns import times_in
+    from asymrec.data.tables import Source
+    from asymrec.errors import ConfigError
+
+    if times is None:
+        return None
+    if len(times) != len(history or []):
+        raise ConfigError(f"--times goes with --history, one for each: {len(times)} for {len(history or [])}")
+    tables = [pa.table({"times": pa.array(split_ids(given), pa.string())}) for given in times]
+    return [times_in(dataset.time_unit, Source("--times", table), "times").tolist() for table in tables]
 
 
 def split_ids(text: str) -> list[str]:

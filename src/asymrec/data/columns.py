@@ -200,6 +200,25 @@ def read_times(source: Source, column: str, notes: list[str]) -> tuple[np.ndarra
     return times, null, unit
 
 
+def times_in(unit: str | None, source: Source, column: str) -> np.ndarray:
+    """Times as `read_times` reads them, in a unit that is known before (None: seconds), less what is finer: int64 [rows].
+
+    Raises DataError: a value that is no time, a null, one beyond what 64 bits count.
+    """
+    if not source.table.num_rows:
+        return np.empty(0, np.int64)
+    times, null, own = read_times(source, column, [])
+    if null.any():
+        raise source.error("null time", column, int(null.argmax()))
+    more, less = PER_SECOND[unit or "s"], PER_SECOND[own]
+    factor = max(1, more // less)
+    beyond = np.abs(times) > (2**63 - 1) // factor
+    if beyond.any():
+        row = int(beyond.argmax())
+        raise source.error(f"cannot count {times[row]} {own} since 1970 in {unit or 's'}", column, row)
+    return times * factor // max(1, less // more)
+
+
 def null_times(source: Source, column: str, null: np.ndarray) -> DataError:
     """The error for the first null time."""
     told = f"null timestamp ({_count(int(null.sum()), len(null))}); `drop_incomplete` leaves such rows out"

@@ -123,6 +123,7 @@ class Pipeline:
         k: int = 10,
         *,
         users: Sequence[Any] | None = None,
+        times: Sequence[Sequence[int]] | None = None,
         exclude_seen: bool = True,
         only: Sequence[Any] | None = None,
         exclude: Sequence[Any] | None = None,
@@ -135,7 +136,7 @@ class Pipeline:
         if k < 1:
             raise ConfigError(f"k must be at least 1, not {k}")
         dataset = self.dataset
-        sequences = self.retrieval._histories(histories, users, None)
+        sequences = self.retrieval._histories(histories, users, times)
         who = None if users is None else dataset.user_rows(users)
         barred = self.retrieval.barred(only, exclude)
         shown = []

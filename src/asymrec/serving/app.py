@@ -113,6 +113,7 @@ def _ask(wanted: schemas.Wanted) -> Ask:
     return Ask(
         None if wanted.user is None else str(wanted.user),
         wanted.history or [],
+        wanted.times,
         wanted.k,
         wanted.exclude_seen,
         wanted.only,

@@ -1,10 +1,11 @@
 """Lists for many users at once, from a Parquet file to a Parquet file: a piece is read, answered and written before the next is read.
 
-A column `history` (lists of item ids, oldest first) is what is answered where there is one, else the run's own history of each user.
-All other columns go through as they are. With Ray the pieces are spread over its machines, one model in each worker.
+A column `history` (lists of item ids, oldest first) is what is answered where there is one, else the run's own history of each user. A
+column `times` beside `history` has lists of when its items were taken, or nulls where that is not known. All other columns go through as
+they are. With Ray the pieces are spread over its machines, one model in each worker.
 
-Ids are looked up before the first list is made, in one pass over their column alone: one that is not known is told at once and not after
-hours, and by its row in the whole file, which a worker does not know.
+Ids are looked up and times read before the first list is made, in one pass over their columns alone: one that is not known is told at
+once and not after hours, and by its row in the whole file, which a worker does not know.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import compress, islice
+from itertools import compress, islice, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from asymrec.data import Dataset
-from asymrec.data.columns import find_column
+from asymrec.data.columns import find_column, times_in
 from asymrec.data.rows import listed
 from asymrec.data.tables import Source
 from asymrec.errors import AsymrecError, DataError, RunError, install
@@ -33,7 +36,7 @@ from asymrec.serving.cells import is_list
 from asymrec.serving.snapshot import check_run
 
 LINES = 4096  # of a piece
-HISTORY = "history"
+HISTORY, TIMES = "history", "times"
 
 
 class Lists:
@@ -48,15 +51,26 @@ class Lists:
         self.column, self.k, self.exclude_seen = column, k, exclude_seen
 
     def __call__(self, lines: pa.Table) -> pa.Table:
-        known, _ = sort_out(self.model.dataset, self.column, lines[self.column])
+        known, unknown = sort_out(self.model.dataset, self.column, lines[self.column])
         if self.column == HISTORY:
-            ids, scores = self._lists(histories=known)
+            ids, scores = self._of_histories(known, taken(Source(HISTORY, lines), lines, unknown, self.model.dataset.time_unit))
         else:
             answers = zip(*self._lists(users=[user for each in known for user in each]))
             found = [next(answers) if each else ([], []) for each in known]
             ids, scores = [each[0] for each in found], [each[1] for each in found]
         lists = pa.array(ids, pa.list_(self.model.dataset.item_ids.type))
         return lines.append_column("items", lists).append_column("scores", pa.array(scores, pa.list_(pa.float32())))
+
+    def _of_histories(self, known: list[list[Any]], times: list[list[int] | None]) -> tuple[list[list[Any]], list[list[float]]]:
+        """A model is told the times of all histories that it is given or of none."""
+        ids: list[Any] = [None] * len(known)
+        scores: list[Any] = [None] * len(known)
+        for timed in (False, True):
+            if part := [at for at, own in enumerate(times) if (own is not None) == timed]:
+                asked = {"histories": [known[at] for at in part]} | ({"times": [times[at] for at in part]} if timed else {})
+                for at, own, values in zip(part, *self._lists(**asked)):
+                    ids[at], scores[at] = own, values
+        return ids, scores
 
     def _lists(self, **asked: list[Any]) -> tuple[list[list[Any]], list[list[float]]]:
         if not self.pipeline:
@@ -73,13 +87,16 @@ def wanted(source: Source) -> str:
         raise source.error(f"no column history, user or user_id; there are {listed(schema.names)}")
     if name == HISTORY and not is_list(kind := schema.field(name).type):
         raise source.error(f"column 'history' must hold lists of item ids, found {kind}")
+    if name == HISTORY and TIMES in schema.names and not is_list(kind := schema.field(TIMES).type):
+        raise source.error(f"column 'times', beside 'history', must hold lists of times, found {kind}")
     if taken := {"items", "scores"} & set(schema.names):
         raise source.error(f"a column {min(taken)} is there already")
     return name
 
 
-def sort_out(dataset: Dataset, column: str, cells: pa.Array | pa.ChunkedArray) -> tuple[list[list[Any]], list[tuple[int, Any]]]:
-    """Each line's ids that the data set holds; and those that it does not hold, nulls too, with their line. A user is a list of one."""
+def sort_out(dataset: Dataset, column: str, cells: pa.Array | pa.ChunkedArray) -> tuple[list[list[Any]], list[tuple[int, int, Any]]]:
+    """Each line's ids that the data set holds; and those that it does not hold, nulls too, with their line and place in it. A user is a
+    list of one."""
     given = [each or [] for each in cells.to_pylist()] if column == HISTORY else [[user] for user in cells.to_pylist()]
     rows = (dataset.find_items if column == HISTORY else dataset.find_users)([own for each in given for own in each])
     there = iter((rows >= 0).tolist())
@@ -88,24 +105,67 @@ def sort_out(dataset: Dataset, column: str, cells: pa.Array | pa.ChunkedArray) -
     for line, each in enumerate(given):
         found = list(islice(there, len(each)))
         known.append(list(compress(each, found)))
-        unknown += [(line, own) for own, is_known in zip(each, found) if not is_known]
+        unknown += [(line, place, own) for place, (own, is_known) in enumerate(zip(each, found)) if not is_known]
     return known, unknown
 
 
-def look_up(file: pq.ParquetFile, source: Source, column: str, dataset: Dataset, drop_unknown: bool) -> str | None:
-    """Whether the data set holds every id of the column. Returns what is to be told of those that lists are made without, if any.
+def taken(
+    source: Source, lines: pa.Table, unknown: list[tuple[int, int, Any]], unit: str | None, before: int = 0
+) -> list[list[int] | None]:
+    """When the items of each line's history, but for the unknown ones, were taken, in the run's unit; None where that is not said.
 
-    Raises DataError at the first that it does not hold, unless `drop_unknown`.
+    before: lines of `source` that were read before these.
+    Raises DataError, of a line: no times, another number of them than of items, or a smaller one after a larger.
+    """
+    if TIMES not in lines.column_names:
+        return [None] * len(lines)
+    cells = lines[TIMES].combine_chunks()
+    counts, items = (pc.list_value_length(each).to_pylist() for each in (cells, lines[HISTORY]))
+    for line, (count, wanted_count) in enumerate(zip(counts, items)):
+        if count is not None and count != (wanted_count or 0):
+            raise source.error(f"{count} times for a history of {wanted_count or 0} items", TIMES, before + line)
+
+    def read(values: pa.Array) -> np.ndarray:
+        return times_in(unit, Source("", pa.table({TIMES: values})), TIMES)
+
+    try:
+        flat = read(cells.flatten())
+    except DataError:  # of one line, or the lines differ in what they count
+        parts = [np.empty(0, np.int64)]
+        for line, cell in enumerate(cells):
+            try:
+                parts.append(read(cell.values) if cell.is_valid else parts[0])
+            except DataError as error:
+                raise source.error(str(error).split(": ", 1)[1], TIMES, before + line) from None
+        flat = np.concatenate(parts)
+    ends = np.cumsum([count or 0 for count in counts])
+    found: list[Any] = [None if count is None else own.tolist() for count, own in zip(counts, np.split(flat, ends[:-1]))]
+    for line, own in enumerate(found):
+        if own is not None and any(later < time for time, later in pairwise(own)):
+            raise source.error("times must not fall: the oldest item comes first", TIMES, before + line)
+    for line, place, _ in reversed(unknown):
+        if found[line] is not None:
+            del found[line][place]
+    return found
+
+
+def look_up(file: pq.ParquetFile, source: Source, column: str, dataset: Dataset, drop_unknown: bool) -> str | None:
+    """Whether the data set holds every id of the column, and times beside it are such. Returns what is to be told of those that lists are
+    made without, if any.
+
+    Raises DataError at the first that it does not hold, unless `drop_unknown`, and as `taken`.
     """
     noun = "item" if column == HISTORY else "user"
     read = ids = lines = 0
-    for piece in file.iter_batches(LINES, columns=[column]):
+    columns = [column] + ([TIMES] if column == HISTORY and TIMES in source.table.column_names else [])
+    for piece in file.iter_batches(LINES, columns=columns):
         _, unknown = sort_out(dataset, column, piece[column])
         if unknown and not drop_unknown:
-            line, own = unknown[0]
+            line, _, own = unknown[0]
             told = f"null {noun} id" if own is None else f"unknown {noun} id {own!r}"
             raise source.error(f"{told}; --drop-unknown goes on without", column, read + line)
-        read, ids, lines = read + len(piece), ids + len(unknown), lines + len({line for line, _ in unknown})
+        taken(source, pa.Table.from_batches([piece]), unknown, dataset.time_unit, read)
+        read, ids, lines = read + len(piece), ids + len(unknown), lines + len({line for line, *_ in unknown})
     if not ids:
         return None
     if column == HISTORY:
@@ -118,7 +178,7 @@ def write_lists(run: str | Path, source: Path, output: Path, k: int = 10, exclud
 
     drop_unknown: an unknown user, or null, gets empty lists, unknown items of a history are left out, and a warning says how many there
     were; else they are refused before the first list is made.
-    Raises DataError, which names the file, and for an id its column and row; RunError.
+    Raises DataError, which names the file, and for an id or a time its column and row; RunError.
     """
     with _opened(source) as file:
         place = Source(str(source), file.schema_arrow.empty_table())

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from asymrec.data import Sequences
-from asymrec.errors import AsymrecError, RunError
+from asymrec.errors import AsymrecError, DataError, RunError
 from asymrec.models.base import SCORES_AT_ONCE
 from asymrec.retrieval.exact import top_k
 from asymrec.serving.metrics import Metrics
@@ -37,11 +37,13 @@ class Late(Exception):
 
 @dataclass(frozen=True)
 class Ask:
-    """One recommendation. user: id as text, or history: item ids, oldest first; both: the history follows what is known of the user."""
+    """One recommendation. user: id as text, or history: item ids, oldest first; both: the history follows what is known of the user.
+    times: of the history's items, in the run's unit; None: not known."""
 
     user: str | None
     history: list[Any]
-    k: int
+    times: list[int] | None = None
+    k: int = 10
     exclude_seen: bool = True
     only: list[Any] | None = None
     deny: list[Any] = field(default_factory=list)
@@ -183,8 +185,14 @@ class Users:
 
 
 def history(snapshot: Snapshot, ask: Ask, events: dict[str, list[tuple[str, int]]]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Rows of an ask's history, the oldest first, and their times where all are known. Raises UnknownIdError: user or item."""
-    dataset, rows, times = snapshot.run.dataset, [], [] if not ask.history else None
+    """Rows of an ask's history, the oldest first, and their times where all are known.
+
+    Raises UnknownIdError: user or item. DataError: times in another unit than the run's.
+    """
+    dataset, rows, times = snapshot.run.dataset, [], [] if not ask.history or ask.times is not None else None
+    for when in ask.times or []:
+        if not snapshot.run.may_count(when):
+            raise DataError(f"times: {when} is not in the run's unit, {snapshot.run.time_unit} (since 1970)")
     if ask.user is not None:
         stored = [(snapshot.rows[item], when) for item, when in events[ask.user] if item in snapshot.rows]
         row = _user_row(snapshot, ask.user)
@@ -198,6 +206,8 @@ def history(snapshot: Snapshot, ask: Ask, events: dict[str, list[tuple[str, int]
         if times is not None:
             times += [when for _, when in stored]
     rows += [snapshot.row(item) for item in ask.history]
+    if times is not None:
+        times += ask.times or []
     timed = times is not None and dataset.sequences.times is not None
     return np.array(rows, np.int32), np.maximum.accumulate(np.array(times, np.int64)) if timed and len(times) == len(rows) else None
 

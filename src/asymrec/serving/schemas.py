@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
@@ -102,6 +103,9 @@ class Wanted(Strict):
 
     user: Id | None = Field(None, description="of the run or of the events")
     history: Several[Id] | None = Field(None, max_length=HISTORY, description="item ids, oldest first")
+    times: Several[Time] | None = Field(
+        None, max_length=HISTORY, description="of `history`, in the unit of the run's times; for models that read them"
+    )
     k: K = 10
     exclude_seen: StrictBool = Field(True, description="leave out the items of the history")
     only: Several[Id] | None = Field(None, max_length=LISTED, description="nothing but these items")
@@ -115,6 +119,10 @@ class Wanted(Strict):
     def _someone(self) -> Wanted:
         if self.user is None and self.history is None:
             raise ValueError("give a user or a history")
+        if self.times is not None and len(self.times) != len(self.history or []):
+            raise ValueError(f"{len(self.times)} times for a history of {len(self.history or [])} items")
+        if self.times is not None and any(later < time for time, later in pairwise(self.times)):
+            raise ValueError("times must not fall: the oldest item comes first")
         return self
 
 

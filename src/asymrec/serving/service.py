@@ -60,7 +60,7 @@ class Service:
         self.recorder = Recorder(store, self.users, self.metrics)
         self.keys = Keys(store, self.settings.keys)
         self.watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
-        self.engine.answer([Ask(None, [self.catalogue.snapshot.ids[0]], 1)])  # what is compiled at the first call is compiled now
+        self.engine.answer([Ask(None, [self.catalogue.snapshot.ids[0]])])  # what is compiled at the first call is compiled now
 
     def start(self) -> None:
         self.engine.start()
@@ -97,7 +97,7 @@ class Service:
 
     def user(self, user: str) -> schemas.User:
         snapshot, events = self.catalogue.snapshot, self.store.events_of([user])
-        rows, times = history(snapshot, Ask(user, [], 1), events)
+        rows, times = history(snapshot, Ask(user, []), events)
         when = times.tolist() if times is not None else [None] * len(rows)
         past = [schemas.Past(item=snapshot.ids[row], title=snapshot.title(row), time=t) for row, t in zip(rows.tolist(), when)]
         return schemas.User(user=user, history=past, stored=sum(item in snapshot.rows for item, _ in events[user]))
