@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 
 import pytest
 from serving import Server, make_run, vector
@@ -87,6 +88,27 @@ def test_a_user_and_an_item_that_is_added(page):
     page.check("#seen")
     page.select_option("#k", "50")
     page.wait_for_selector("#best li:nth-child(50)")
+
+
+def test_a_user_is_asked_for_as_such_and_what_is_changed_keeps_its_times(page, server):
+    _, known = server.call("GET", "/v1/users/8")
+
+    def asked(act) -> dict:
+        with page.expect_request("**/v1/recommend") as request:
+            act()
+        body = request.value.post_data_json
+        return {name: body[name] for name in ("user", "history", "times") if name in body}
+
+    page.fill("#user-text", "8")
+    assert asked(lambda: page.press("#user-text", "Enter")) == {"user": "8"}
+    items, times = ([one[name] for one in known["history"][1:]] for name in ("item", "time"))
+    assert asked(page.locator("#history button").first.click) == {"history": items, "times": times}
+    page.fill("#search", "thing 20")
+    page.wait_for_selector("#found li[aria-selected=true]")
+    begun = time.time()
+    longer = asked(lambda: page.keyboard.press("Enter"))
+    assert longer["history"] == [*items, 120] and longer["times"][:-1] == times and abs(longer["times"][-1] - begun) < 60
+    page.wait_for_selector("#problem", state="hidden")
 
 
 def test_problems_are_told(page):

@@ -107,11 +107,23 @@ async function historyCodes() {
   return shared;
 }
 
+// What is asked: a user as known, or what stands here, with its times where each has one.
+function asked() {
+  if (state.user !== null) return { user: state.user };
+  const history = state.history.map((one) => one.item), times = state.history.map((one) => one.time);
+  return times.every(Number.isFinite) ? { history, times } : { history };
+}
+
+// In the run's unit; not before the latest of the history, whose data may be of another clock.
+function now() {
+  const perSecond = { s: 1, ms: 1e3, us: 1e6, ns: 1e9 }[state.catalogue.time_unit ?? "s"];
+  return Math.max(Math.round((Date.now() / 1000) * perSecond), state.history.at(-1)?.time ?? 0);
+}
+
 async function recommend() {
   const mine = ++state.asked;
-  const history = state.history.map((one) => one.item);
   const found = await call("POST", "/v1/recommend", {
-    history, k: Number($("k").value), exclude_seen: !$("seen").checked, codes: true,
+    ...asked(), k: Number($("k").value), exclude_seen: !$("seen").checked, codes: true,
   });
   const shared = await historyCodes();
   if (mine !== state.asked) return; // a later question is under way
@@ -213,7 +225,7 @@ function move(step) {
 function choose(at) {
   state.user = null;
   $("user-text").value = "";
-  state.history.push(choices[at]);
+  state.history.push({ ...choices[at], time: now() }); // as an event that comes without a time
   $("search").value = "";
   openFound(false);
   choices = [];
