@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from datetime import datetime
+from datetime import date, datetime
 from types import ModuleType, SimpleNamespace
 
 import pyarrow as pa
@@ -75,6 +75,18 @@ def test_times_that_do_not_fit_are_told_before_a_list_is_made(run, tmp_path, mon
         assert not (tmp_path / "lists.parquet").exists()
 
 
+def test_no_times_and_columns_of_one_name(run, tmp_path):
+    expected = lists(run, tmp_path, "history", [[101], [102, 103]])[0]["items"]
+    pq.write_table(pa.table({"history": [[101], [102, 103]], "times": pa.nulls(2)}), tmp_path / "users.parquet")
+    done = here("batch", run, "users.parquet", "-o", "lists.parquet", "-k", 3, cwd=tmp_path)
+    assert done.returncode == 0 and pq.read_table(tmp_path / "lists.parquet")["items"].to_pylist() == expected
+    for names in (["history", "history"], ["user", "user"], ["history", "times", "times"]):
+        values = [[[101], [102]] if name == "history" else [[5], [5]] if name == "times" else ["u1", "u2"] for name in names]
+        pq.write_table(pa.table(values, names=names), tmp_path / "users.parquet")
+        done = here("batch", run, "users.parquet", "-o", "other.parquet", cwd=tmp_path)
+        assert done.returncode == 2 and f"column '{names[-1]}': two columns have this name" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("values", "unit", "found"),
     [
@@ -83,7 +95,17 @@ def test_times_that_do_not_fit_are_told_before_a_list_is_made(run, tmp_path, mon
         (["2023-11-14T22:13:20Z", "2023-11-14T23:13:21+01:00"], "us", [1_700_000_000_000_000, 1_700_000_001_000_000]),
         ([datetime(1969, 12, 31, 23, 59, 59, 500_000)], "s", [-1]),
         ([], None, []),
-        (["2300-01-01"], "ns", "cannot count 10413792000 s since 1970 in ns"),
+        ([5, -5, 0], "ms", [5, -5, 0]),
+        ([5, 1_700_000_000, 1_700_000_000_000], "ms", [5, 1_700_000_000_000, 1_700_000_000_000]),  # each by itself
+        ([1_700_000_000.25], "ms", [1_700_000_000_250]),
+        ([date(2024, 3, 1)], "s", [1_709_251_200]),
+        (["2300-01-01"], "ns", "cannot count 2300-01-01 00:00:00 in ns since 1970"),
+        (pa.array([2**64 - 1], pa.uint64()), "ns", "cannot count 18446744073709551615 in ns since 1970"),
+        ([20240301], "s", "20240301 may be a date: write 2024-05-31 for 20240531"),
+        (["20240301123000"], None, "20240301123000 may be a date"),
+        ([-(2**63)], "s", "null time"),
+        ([float("nan")], "s", "null time"),
+        ([True], "s", "values of type bool cannot be times"),
     ],
 )
 def test_times_are_counted_in_the_runs_unit(values, unit, found):

@@ -23,6 +23,7 @@ from small import SETTINGS, asymrec, contents, environment, here, tables, write
 from asymrec.bench.figures import Averaged, _ratios, findings
 from asymrec.bench.plan_file import read_plan
 from asymrec.bench.run import read, settled, state
+from asymrec.config import Recipe
 from asymrec.data import Dataset
 from asymrec.errors import EvaluationError
 from asymrec.evaluation import Evaluation
@@ -148,6 +149,31 @@ def test_a_cell_of_other_settings_is_not_taken_for_done(tmp_path):
     recipe["classic"]["window"] = 7  # another default then
     kept.write_text(yaml.safe_dump(recipe))
     assert state(plan, cell) == "to do"
+
+
+@pytest.mark.parametrize(
+    ("entry", "leaf", "taken"),
+    [
+        ({"name": "sasrec+content"}, "time_codes", False),  # the default came after the cell: it is none of today's
+        ({"name": "sasrec+content", "settings": {"time_codes": False}}, "time_codes", True),
+        ({"name": "sasrec"}, "time_codes", True),  # it has nothing of it
+        ({"name": "sasrec+content"}, "router_share", True),  # as before by default
+        ({"name": "asymrec"}, "items_per_codeword", False),
+        ({"name": "tiger", "settings": {"tree_softmax": True}}, "tree_softmax", False),
+        ({"name": "fusion", "settings": {"parts": ["sasrec+content", "counts"]}}, "time_codes", False),
+        ({"name": "fusion", "settings": {"parts": ["sasrec", "counts"]}}, "time_codes", True),
+    ],
+)
+def test_a_cell_of_before_a_default_is_of_what_was_before(entry, leaf, taken, tmp_path):
+    plan = read_plan(planned(tmp_path, models=[entry], headline=None, tuning=None))
+    cell, *_ = plan.cells()
+    fake(plan, cell)
+    kept = tmp_path / "out" / cell.place / "config.yaml"
+    recipe = yaml.safe_load(kept.read_text())
+    for tree in (recipe, *recipe["fusion"]["part_settings"]):
+        del tree[Recipe.leaves()[leaf]][leaf]
+    kept.write_text(yaml.safe_dump(recipe))
+    assert state(plan, cell) == ("finished" if taken else "to do")
 
 
 def started(folder: Path, appears: str) -> subprocess.Popen:

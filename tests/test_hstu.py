@@ -205,3 +205,5 @@ def test_a_data_set_without_times_is_fitted_too():
     assert plain.sequences.times is None
     model = HSTU(**SETTINGS | {"epochs": 10}).fit(plain)
     assert 0.5 < ndcg(model, plain, True) < 0.9
+    history = [0, 1, 2]  # times that are brought all the same would be read by numbers that nothing was learned for
+    assert model.recommend([history], 5, times=[[5, 6, 1000]]) == model.recommend([history], 5)

@@ -201,7 +201,11 @@ class TestContract:
         for times, message in (
             ([[1, 2]], "times are given for 1 histories of 2"),
             ([[1], []], "history 0 has 2 items and 1 times"),
-            ([[1, 2.5], []], "history 0 must be whole numbers, not float64"),
+            ([[1, 2.5], []], "history 0 must be whole numbers of 64 bits, not float64"),
+            ([[2**63, 2**63], []], "history 0 must be whole numbers of 64 bits, not uint64"),
+            ([1, 2], "history 0 must be a list of whole numbers, not 1"),
+            ([[[1], [2, 3]], []], "history 0 must be a list of whole numbers, not "),
+            (5, "times are lists, one for each history, not 5"),
             ([[2, 1], []], "history 0 must not fall"),
         ):
             with pytest.raises(ConfigError, match=message):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from serving import client, ids, recommend
 
+from asymrec.data import Sequences
 from asymrec.models import Recommender
 from asymrec.serving.security import new_key
+from asymrec.serving.snapshot import Run
 
 
 def scores(found: dict) -> list[float]:
@@ -156,6 +159,21 @@ def test_times_are_in_the_runs_unit(api, monkeypatch, unit, good, bad):
         assert answer.status_code == 422
         assert answer.json() == {"detail": f"event 3: time {time_} is not in the run's unit, {unit or 's'} (since 1970)"}
     assert len(api.get("/v1/users/u").json()["history"]) == len(good) and api.get("/v1/users/v").status_code == 404
+
+
+def test_a_user_has_one_history_however_the_id_is_written(api):
+    for user in (7, "7", "7.0", 7.0):
+        assert api.post("/v1/events", json={"events": [{"user": user, "item": 110}]}).status_code == 201
+    assert api.get("/v1/users/7.0").json() == api.get("/v1/users/7").json() and api.get("/v1/users/7").json()["stored"] == 4
+    assert recommend(api, user="7.0") == recommend(api, user=7)
+    assert api.delete("/v1/users/7.0").json() == {"stored": 4} and api.get("/v1/users/7").json()["stored"] == 0
+
+
+def test_a_time_that_the_run_has_is_one(api):
+    """Microseconds of 1971 look like milliseconds of 2004."""
+    sequences = Sequences.of([[0, 1]], [[32_659_203_703_701, 32_659_203_703_900]])
+    run = Run("", "", None, SimpleNamespace(time_unit="us", sequences=sequences))
+    assert run.may_count(32_659_203_703_800) and not run.may_count(32_659_203_703_901) and run.may_count(1_700_000_000_000_000)
 
 
 def test_an_id_is_of_one_event(api):

@@ -10,6 +10,7 @@ import sys
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from types import SimpleNamespace
+from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -49,6 +50,12 @@ def run(tmp_path_factory):
         "opens": pa.array([time(row % 24, 30) for row in range(N)], pa.time64("us")),
         "made": pa.array([{"by": f"m{row}", "on": days[row]} if row else None for row in range(N)]),
         "sizes": pa.array([[("s", row), ("m", None)] if row else None for row in range(N)], pa.map_(pa.string(), pa.int32())),
+        "seller": pa.ExtensionArray.from_storage(pa.uuid(), pa.array([UUID(int=row).bytes for row in range(N)], pa.binary(16))),
+        "tags": pa.ListArray.from_arrays(  # as a mask leaves them: entries under lists that are not there
+            pa.array(range(0, 2 * N + 1, 2), pa.int32()),
+            pa.array([f"t{row}" for row in range(2 * N)]),
+            mask=pa.array([row < 9 for row in range(N)]),
+        ),
         "kind": pa.array([row % 3 for row in range(N)], pa.int16()).dictionary_encode(),
     }
     for name, values in columns.items():
@@ -152,6 +159,11 @@ def test_nonsense_is_refused_in_one_line(api, column, given, bound):
 @pytest.mark.parametrize(("column", "given"), [("title", 3), ("small", True), ("weight", True), ("new", 1)])
 def test_what_has_no_order_is_refused(api, column, given):
     assert "cannot be compared" in recommend(api, 422, history=[], where=[{"column": column, "at_least": given}])["detail"]
+
+
+def test_lists_that_are_not_there_hold_nothing(api):
+    assert rows(api, column="tags", any_of=["t6", "t20", "t31"]) == [10, 15]  # t6 lies under a list that is not there
+    assert rows(api, column="tags", none_of=[f"t{row}" for row in range(20, 2 * N)]) == list(range(10))
 
 
 def test_a_condition_that_cannot_hold_spoils_no_other_request(api):
@@ -289,6 +301,8 @@ def test_what_is_told_of_an_item_can_be_sent(api, run):
         ({"weight": 1e300}, "column 'weight' holds numbers (float), not 1e+300"),
         ({"length": "0:00:00.0001"}, "column 'length' holds durations in whole ms"),
         ({"made": {"at": "home"}}, "column 'made' holds objects {by: text, on: days such as '2024-01-31'}, not {\"at\": \"home\"}"),
+        ({"seller": "x"}, "column 'seller' holds UUIDs, not 'x'"),
+        ({"seller": 5}, "column 'seller' holds UUIDs, not 5"),
         ({"kind": "none"}, "column 'kind' holds whole numbers (int16), not 'none'"),
     ],
 )
@@ -345,6 +359,46 @@ def test_times_in_nanoseconds_are_times(api, monkeypatch):
     assert api.post("/v1/events", json=events).status_code == 201
     assert api.get("/v1/users/nano").json()["history"][0]["time"] == 1_795_742_719_000_000_000
     assert api.post("/v1/events", json={"events": [events["events"][0] | {"time": 2**63}]}).status_code == 422
+
+
+def test_uuids_are_ids_and_values_like_others(tmp_path):
+    """Of users, who may be asked for in any writing and have one history, of items, and in another column."""
+    interactions, items = tables(60, 60)
+
+    def made(numbers: list[int]) -> pa.Array:
+        return pa.ExtensionArray.from_storage(pa.uuid(), pa.array([UUID(int=number << 64).bytes for number in numbers], pa.binary(16)))
+
+    columns = [made(interactions[name].to_pylist()) for name in ("user_id", "item_id")]
+    interactions = interactions.set_column(0, "user_id", columns[0]).set_column(1, "item_id", columns[1])
+    items = items.set_column(0, "item_id", made(items["item_id"].to_pylist())).append_column("seller", made(range(60)))
+    model = AsymRec(**SETTINGS | {"epochs": 1, "quantizer_epochs": 0}).fit(Dataset.read(interactions, items))
+    model.save(tmp_path / "run")
+    user, item, new = (str(UUID(int=number << 64)) for number in (5, 105, 999))
+
+    pq.write_table(pa.table({"history": [[item], []]}), tmp_path / "histories.parquet")
+    done = here("batch", tmp_path / "run", tmp_path / "histories.parquet", "-o", tmp_path / "lists.parquet", "-k", "3")
+    assert done.returncode == 0, done.stderr
+    assert pq.read_table(tmp_path / "lists.parquet")["items"].to_pylist() == model.recommend([[item], []], 3)[0]
+
+    with client(tmp_path / "run", f"sqlite:///{tmp_path}/store.sqlite") as api:
+        before = api.get(f"/v1/items/{item}").json()["columns"]
+        assert api.patch(f"/v1/items/{item}", json={"title": "else"}).status_code == 200
+        assert api.get(f"/v1/items/{item}").json()["columns"] == before | {"title": "else"}
+        assert api.put(f"/v1/items/{new}", json=before | {"seller": None}).status_code == 200
+        assert recommend(api, history=[item], only=[new])["items"][0]["item"] == new
+        assert "which 'new' is not" in api.put("/v1/items/new", json=before).json()["detail"]
+        found = recommend(
+            api, history=[new], where=[{"column": "seller", "any_of": [before["seller"], str(UUID(int=7 << 64))]}], exclude_seen=False
+        )
+        assert item in [one["item"] for one in found["items"]] and len(found["items"]) == 2
+        assert "cannot be compared" in recommend(api, 422, history=[new], where=[{"column": "seller", "any_of": ["x"]}])["detail"]
+        for writing in (user, user.upper(), user.replace("-", "")):
+            assert api.post("/v1/events", json={"events": [{"user": writing, "item": item}]}).status_code == 201
+        for writing in (user, user.upper()):
+            told = api.get(f"/v1/users/{writing}").json()
+            assert told["user"] == user and told["stored"] == 3
+            assert recommend(api, user=writing)["history"] == len(told["history"])
+        assert api.delete(f"/v1/users/{user.upper()}").json() == {"stored": 3}
 
 
 def test_decimals_are_numbers_or_text(api):

@@ -62,7 +62,10 @@ class QuantizerConfig(Section):
     levels: int = Field(3, ge=1, description="L, residual levels in each facet")
     codewords: int = Field(256, ge=2, le=65536, description="K, codewords in each codebook, at most")
     items_per_codeword: int = Field(
-        40, ge=4, description="items that a codeword stands for, at least, on the average of all; 16 codewords may have fewer, down to 4"
+        40,
+        ge=4,
+        description="items that a codeword stands for, at least, on the average of all; 16 codewords may have fewer, down to 4",
+        json_schema_extra={"before": 4},
     )
     projection: int | None = Field(
         None, ge=1, description="D, width after the projection W_P; by default min(1024, d), cut to a multiple of M"
@@ -141,20 +144,26 @@ class NetworkConfig(Section):
         "both", description="asymrec: an item is read as its vector (MSP), as its codes, or as the sum of both"
     )
     codeword_map: bool = Field(
-        True, description="asymrec, objective `catalogue`: a linear map of the codeword is added to a code's learned embedding"
+        True,
+        description="asymrec, objective `catalogue`: a linear map of the codeword is added to a code's learned embedding",
+        json_schema_extra={"before": False},
     )
     code_rate: float = Field(
         0.3,
         gt=0,
         description="asymrec, objective `catalogue`: what stored embeddings and biases of the content's codes are multiplied with; "
         "the less, the slower they learn beside the map",
+        json_schema_extra={"before": 1.0},
     )
     popularity_codes: bool = Field(
-        True, description="asymrec with a softmax over items, sasrec+content: codes of how often, and since when, an item was taken"
+        True,
+        description="asymrec with a softmax over items, sasrec+content: codes of how often, and since when, an item was taken",
+        json_schema_extra={"before": False},
     )
     time_codes: bool = Field(
         True,
         description="asymrec, sasrec+content: read when a history's last item was taken: which 32nd, and which 256th, of training's times",
+        json_schema_extra={"before": False},
     )
     write: Literal["codes", "vectors"] = Field("codes", description="asymrec: what is written: the item's codes, or its vector")
     experts: int = Field(3, ge=1, description="E, experts of MSP")
@@ -169,6 +178,7 @@ class NetworkConfig(Section):
         True,
         description="tiger, flexcode: the softmax of a code runs over the codes that some item has after those before it; "
         "false: over all codewords of its place",
+        json_schema_extra={"before": False},
     )
     beam: int = Field(50, ge=1, description="tiger, flexcode: sequences of codes kept while an item is written")
 
@@ -310,6 +320,12 @@ class Recipe(Section):
     def leaves_of(cls, *sections: str) -> frozenset[str]:
         """All leaf names of some sections."""
         return frozenset(leaf for name in sections for leaf in cls.model_fields[name].annotation.model_fields)
+
+    @classmethod
+    def before(cls) -> dict[str, Any]:
+        """Leaf name -> what runs were like that do not name it, of settings whose default is not what was before there were such."""
+        fields = (field for section in cls.model_fields.values() for field in section.annotation.model_fields.items())
+        return {leaf: field.json_schema_extra["before"] for leaf, field in fields if field.json_schema_extra}
 
     @classmethod
     def _place(cls, name: str) -> tuple[str, str]:

@@ -81,6 +81,10 @@ class Entry(Part):
         model = self._model()
         return [*model.passed_over(), *(name for name in self.searched() if name not in model.uses)]
 
+    def uses(self) -> frozenset[str]:
+        """Settings that mean something to its model, by leaf name."""
+        return self._model().uses
+
     def _model(self, **more: Any) -> Recommender:
         return find_model(self.model)(Recipe.read(self.preset, **self.settings | more))
 

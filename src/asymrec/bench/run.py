@@ -29,6 +29,7 @@ import yaml
 
 from asymrec.bench.data import against, fingerprint_of, look, missing, without_paths
 from asymrec.bench.plan import Cell, Plan
+from asymrec.config import Recipe
 from asymrec.errors import RunError
 from asymrec.files import atomic
 from asymrec.runs import CHECKPOINT
@@ -122,15 +123,19 @@ def read(plan: Plan, cell: Cell) -> dict[str, Any]:
 
 
 def agrees(plan: Plan, cell: Cell, record: dict[str, Any], recipe: dict[str, Any] | None) -> bool:
-    """Whether what a record is of is what the cell would be now: its model, its settings (those that one of the two does not know are
-    passed) and its data (taken for the same where nothing is known of either, as in cells of earlier versions).
+    """Whether what a record is of is what the cell would be now: its model, its settings and its data (taken for the same where nothing is
+    known of either, as in cells of earlier versions).
+
+    Of a setting that came after the record it is asked what fits were like before (`Recipe.before`); others that only one of the two
+    knows are passed.
 
     recipe: what it was fitted with; None where it failed, or was killed, before it began to fit.
     """
     if recipe is None:
         settings = record["settings"] == json.loads(json.dumps(cell.settings))
     else:
-        settings = _agree(recipe, cell.recipe().model_dump(mode="json"))
+        now = cell.recipe().model_dump(mode="json")
+        settings = _agree(recipe, now, {leaf: value for leaf, value in Recipe.before().items() if leaf in cell.entry.uses()})
     kept = record.get("fingerprint")
     limit = record["state"] != "stopped" or record["minutes"] == plan.tuning.minutes
     return record["model"] == cell.entry.model and settings and limit and (kept is None or fingerprint_of(plan, cell) in (None, kept))
@@ -141,11 +146,13 @@ def _recipe_of(folder: Path) -> dict[str, Any] | None:
     return next((yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths if path.exists()), None)
 
 
-def _agree(kept: Any, now: Any) -> bool:
+def _agree(kept: Any, now: Any, before: dict[str, Any]) -> bool:
+    """before: of settings that the one who kept them may not have known."""
     if isinstance(kept, dict) and isinstance(now, dict):
-        return all(_agree(kept[name], value) or _alike(name, kept[name], value) for name, value in now.items() if name in kept)
+        both = {name: (kept.get(name, before.get(name)), value) for name, value in now.items() if name in kept or name in before}
+        return all(_agree(*pair, before) or _alike(name, *pair) for name, pair in both.items())
     if isinstance(kept, list) and isinstance(now, list):
-        return len(kept) == len(now) and all(map(_agree, kept, now))
+        return len(kept) == len(now) and all(_agree(*pair, before) for pair in zip(kept, now))
     return kept == now
 
 

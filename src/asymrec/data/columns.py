@@ -27,6 +27,7 @@ NAMES = {
     "position": ("position", "pos", "rank_in_session", "position_in_session", "sequence_position", "seq_pos"),
 }
 _LEAST = {"ns": 1e17, "us": 1e14, "ms": 1e11, "s": 1e8}  # numbers from here on are times of our days in that unit
+_DATES = [(19000101 * 10**more, 21001231 * 10**more + 10**more - 1) for more in (0, 4, 6)]  # as whole numbers, with the time of day or not
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # units of time
 _NOTHING = ("", "null", "none", "nan", "nat", "n/a", "\\n", None)
 _WORDS = {"user": "user id", "item": "item id", "time": "timestamp", "position": "position"}
@@ -156,11 +157,7 @@ def read_times(source: Source, column: str, notes: list[str]) -> tuple[np.ndarra
     The unit is `s` where no fraction of a second is lost by it, else the finest that is used: `ms`, `us` or `ns`.
     Raises DataError at the first value that is no time.
     """
-    values = source.table[column]
-    if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        values = _parsed(source, column, values)
+    values = _spelled(source, column)
     kind = values.type
     if pa.types.is_floating(kind):
         values = _known(values.cast(pa.float64()))
@@ -201,22 +198,50 @@ def read_times(source: Source, column: str, notes: list[str]) -> tuple[np.ndarra
 
 
 def times_in(unit: str | None, source: Source, column: str) -> np.ndarray:
-    """Times as `read_times` reads them, in a unit that is known before (None: seconds), less what is finer: int64 [rows].
+    """Times in a unit that is known before (None: seconds), less what is finer: int64 [rows].
 
-    Raises DataError: a value that is no time, a null, one beyond what 64 bits count.
+    As `read_times` reads them, but each by itself, for what stands beside it depends on who asks: a number counts what its size says, a
+    small one `unit`.
+    Raises DataError: a value that is no time, a null, a number that may be a date (20240531), one beyond what 64 bits count.
     """
     if not source.table.num_rows:
         return np.empty(0, np.int64)
-    times, null, own = read_times(source, column, [])
-    if null.any():
-        raise source.error("null time", column, int(null.argmax()))
-    more, less = PER_SECOND[unit or "s"], PER_SECOND[own]
-    factor = max(1, more // less)
-    beyond = np.abs(times) > (2**63 - 1) // factor
+    values = _spelled(source, column)
+    kind, unit = values.type, unit or "s"
+    if pa.types.is_floating(kind):
+        values = _known(values.cast(pa.float64()))
+    if pa.types.is_int64(kind):  # what a missing moment ends up as
+        values = pc.if_else(pc.equal(values, np.iinfo(np.int64).min), pa.scalar(None, kind), values)
+    if values.null_count:
+        raise source.error("null time", column, first_true(values.is_null()))
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        own = kind.unit if pa.types.is_timestamp(kind) else "s"
+        times, per_second = values.cast(pa.timestamp(own)).cast(pa.int64()).to_numpy(), PER_SECOND[own]
+    elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        times = values.to_numpy()
+        sizes = np.abs(times.astype(np.float64))
+        if (dates := np.any([(least <= sizes) & (sizes <= most) for least, most in _DATES], 0)).any():
+            row = int(dates.argmax())
+            raise source.error(f"{int(times[row])} may be a date: write 2024-05-31 for 20240531", column, row)
+        per_second = np.select([sizes >= least for least in _LEAST.values()], [PER_SECOND[own] for own in _LEAST], PER_SECOND[unit])
+    else:
+        raise source.error(f"values of type {kind} cannot be times", column)
+    beyond = np.abs(times.astype(np.float64)) / per_second >= 2.0**63 / PER_SECOND[unit]
     if beyond.any():
         row = int(beyond.argmax())
-        raise source.error(f"cannot count {times[row]} {own} since 1970 in {unit or 's'}", column, row)
-    return times * factor // max(1, less // more)
+        raise source.error(f"cannot count {values[row].as_py()} in {unit} since 1970", column, row)
+    times = times if times.dtype.kind == "f" else times.astype(np.int64)
+    more, less = np.maximum(1, PER_SECOND[unit] // per_second), np.maximum(1, per_second // PER_SECOND[unit])
+    return np.floor_divide(times * more, less).astype(np.int64)
+
+
+def _spelled(source: Source, column: str) -> pa.ChunkedArray:
+    """Times of a column as they are, text as the numbers or moments that it spells."""
+    values = source.table[column]
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+    return _parsed(source, column, values) if text else values
 
 
 def null_times(source: Source, column: str, null: np.ndarray) -> DataError:

@@ -253,7 +253,8 @@ class Recommender:
                 raise ConfigError(f"a history is a list of item ids, not {history!r}")
         flat = self.dataset.item_rows([item for history in histories for item in history])
         rows = Sequences.of(np.split(flat, np.cumsum([len(history) for history in histories])[:-1]) if len(histories) else [])
-        return rows if times is None else replace(rows, times=_times(times, rows))
+        found = None if times is None else _times(times, rows)
+        return replace(rows, times=found) if self.dataset.time_unit is not None else rows  # else no model has learned what times are
 
     def save(self, folder: str | Path) -> None:
         """Write all that `load` needs into a folder; one that is there is replaced as a whole or not at all. Raises RunError."""
@@ -307,16 +308,23 @@ class Recommender:
 
 def _times(times: Sequence[Sequence[int]], histories: Sequences) -> np.ndarray:
     """int64 [total], flat as the histories. Raises ConfigError: not a whole number for every item, or a smaller one after a larger."""
+    if not hasattr(times, "__len__"):
+        raise ConfigError(f"times are lists, one for each history, not {times!r}")
     if len(times) != len(histories):
         raise ConfigError(f"times are given for {len(times)} histories of {len(histories)}")
     flat = np.zeros(len(histories.items), np.int64)
     for number, part in enumerate(times):
         begin, end = histories.offsets[number : number + 2]
-        if len(part) != end - begin:
-            raise ConfigError(f"history {number} has {end - begin} items and {len(part)} times")
-        when = np.asarray(part)
-        if len(part) and (when.ndim != 1 or when.dtype.kind not in "iu"):
-            raise ConfigError(f"times of history {number} must be whole numbers, not {when.dtype}")
+        try:
+            when = np.asarray(part)
+        except ValueError:  # lists of several lengths
+            when = np.empty((0, 0))
+        if when.ndim != 1:
+            raise ConfigError(f"times of history {number} must be a list of whole numbers, not {part!r}")
+        if len(when) != end - begin:
+            raise ConfigError(f"history {number} has {end - begin} items and {len(when)} times")
+        if len(when) and (when.dtype.kind not in "iu" or when.max() > np.iinfo(np.int64).max):
+            raise ConfigError(f"times of history {number} must be whole numbers of 64 bits, not {when.dtype}")
         flat[begin:end] = when
         if (np.diff(flat[begin:end]) < 0).any():
             raise ConfigError(f"times of history {number} must not fall: the oldest item comes first")

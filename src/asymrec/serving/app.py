@@ -157,7 +157,9 @@ def _events(app: FastAPI, service: Service) -> None:
             snapshot.row(event.item)
             if event.time is not None and not snapshot.run.may_count(event.time):
                 raise DataError(f"event {number}: time {event.time} is not in the run's unit, {unit} (since 1970)")
-            events.append(Event(str(event.user), str(event.item), when if event.time is None else event.time, event.id))
+            events.append(
+                Event(snapshot.run.user_key(str(event.user)), str(event.item), when if event.time is None else event.time, event.id)
+            )
         return JSONResponse({"stored": await service.recorder.record(events)}, 201)
 
     @app.get("/v1/users", dependencies=[needs("read")], tags=["users"])

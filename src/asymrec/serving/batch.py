@@ -58,7 +58,10 @@ class Lists:
             answers = zip(*self._lists(users=[user for each in known for user in each]))
             found = [next(answers) if each else ([], []) for each in known]
             ids, scores = [each[0] for each in found], [each[1] for each in found]
-        lists = pa.array(ids, pa.list_(self.model.dataset.item_ids.type))
+        own = self.model.dataset.item_ids
+        rows = pa.array(self.model.dataset.item_rows([each for line in ids for each in line]))
+        stops = pa.array(np.cumsum([0, *map(len, ids)]), pa.int32())
+        lists = pa.ListArray.from_arrays(stops, own.take(rows))  # of ids of any type: Arrow makes no lists of UUIDs from Python's
         return lines.append_column("items", lists).append_column("scores", pa.array(scores, pa.list_(pa.float32())))
 
     def _of_histories(self, known: list[list[Any]], times: list[list[int] | None]) -> tuple[list[list[Any]], list[list[float]]]:
@@ -85,9 +88,11 @@ def wanted(source: Source) -> str:
     name = next((name for name in (HISTORY, "user") if name in schema.names), None) or find_column(source, "user", required=False)
     if name is None:
         raise source.error(f"no column history, user or user_id; there are {listed(schema.names)}")
+    if twice := [each for each in ((name, TIMES) if name == HISTORY else (name,)) if schema.names.count(each) > 1]:
+        raise source.error("two columns have this name", twice[0])
     if name == HISTORY and not is_list(kind := schema.field(name).type):
         raise source.error(f"column 'history' must hold lists of item ids, found {kind}")
-    if name == HISTORY and TIMES in schema.names and not is_list(kind := schema.field(TIMES).type):
+    if name == HISTORY and TIMES in schema.names and not is_list(kind := schema.field(TIMES).type) and not pa.types.is_null(kind):
         raise source.error(f"column 'times', beside 'history', must hold lists of times, found {kind}")
     if taken := {"items", "scores"} & set(schema.names):
         raise source.error(f"a column {min(taken)} is there already")
@@ -117,7 +122,7 @@ def taken(
     before: lines of `source` that were read before these.
     Raises DataError, of a line: no times, another number of them than of items, or a smaller one after a larger.
     """
-    if TIMES not in lines.column_names:
+    if TIMES not in lines.column_names or pa.types.is_null(lines[TIMES].type):
         return [None] * len(lines)
     cells = lines[TIMES].combine_chunks()
     counts, items = (pc.list_value_length(each).to_pylist() for each in (cells, lines[HISTORY]))

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from asymrec.errors import AsymrecError, DataError, PlacingError, UnknownIdError, one_line
-from asymrec.serving.cells import as_column, as_id, fits, is_binary, misfit
+from asymrec.serving.cells import UUID, as_column, as_id, fits, is_binary, misfit
 from asymrec.serving.snapshot import Put, Run, Snapshot
 from asymrec.serving.store import Change, Store
 
@@ -257,10 +257,8 @@ def _ids(run: Run, ids: list[Any]) -> pa.Array:
         texts = [str(own) for own in ids]
         if pa.types.is_integer(kind):
             found = pa.array([int(text) for text in texts], type=kind)
-        elif is_binary(kind):
-            found = pa.array([bytes.fromhex(text) for text in texts], type=kind)
         else:
-            found = pa.array(texts).cast(kind)
+            found = as_column(texts, kind) if is_binary(kind) or kind == UUID else pa.array(texts).cast(kind)
         if [str(as_id(each)) for each in found.to_pylist()] != texts:
             raise ValueError("not written as the run's own are")
         return found

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from asymrec.data.columns import PER_SECOND
+from asymrec.data.columns import PER_SECOND, bytes_of
 from asymrec.errors import DataError
 
 _DURATION = re.compile(r"(?:(-?\d+) days?,? \+?)?(\d+):(\d\d):(\d\d)(?:\.(\d{1,9}))?")  # as Python and pandas write them
+UUID = pa.uuid()
 LARGEST = {pa.float16(): 65504.0, pa.float32(): float(np.finfo(np.float32).max)}  # larger ones would be infinite
 
 
@@ -46,7 +47,12 @@ def cell(column: pa.ChunkedArray) -> Any:
 
 
 def as_column(values: list[Any], kind: pa.DataType) -> pa.Array:
-    """Values as JSON has them, in the type of a column. Raises ArrowException, TypeError, ValueError, OverflowError."""
+    """Values as JSON has them, in the type of a column. Raises ArrowException, TypeError, ValueError, OverflowError, AttributeError."""
+    if kind == UUID:
+        found = [bytes_of(value) if isinstance(value, str) else None for value in values]
+        if any(value is not None and len(own or ()) != 16 for value, own in zip(values, found)):
+            raise ValueError("no UUID")
+        return pa.ExtensionArray.from_storage(kind, pa.array(found, kind.storage_type))
     if is_binary(kind):
         return pa.array([None if value is None else bytes.fromhex(value) for value in values], type=kind)
     if pa.types.is_dictionary(kind):
@@ -111,6 +117,8 @@ def in_words(kind: pa.DataType) -> str:
         return f"lists of pairs [{in_words(kind.key_type)}, {in_words(kind.item_type)}]"
     if is_list(kind):
         return f"lists of {in_words(kind.value_type)}"
+    if kind == UUID:
+        return "UUIDs"
     if is_binary(kind):
         return "bytes in hexadecimal"
     if pa.types.is_duration(kind):

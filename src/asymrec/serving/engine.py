@@ -13,7 +13,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -125,6 +125,7 @@ class Engine(Worker):
 
     def answer(self, asks: list[Ask]) -> list[dict[str, Any] | AsymrecError]:
         snapshot, begun = self.snapshot(), time.perf_counter()
+        asks = [ask if ask.user is None else replace(ask, user=snapshot.run.user_key(ask.user)) for ask in asks]
         events = self.users.events([ask.user for ask in asks if ask.user is not None])
         answers: list[Any] = [None] * len(asks)
         known: list[tuple[int, Ask, np.ndarray, np.ndarray | None]] = []
@@ -195,7 +196,7 @@ def history(snapshot: Snapshot, ask: Ask, events: dict[str, list[tuple[str, int]
             raise DataError(f"times: {when} is not in the run's unit, {snapshot.run.time_unit} (since 1970)")
     if ask.user is not None:
         stored = [(snapshot.rows[item], when) for item, when in events[ask.user] if item in snapshot.rows]
-        row = _user_row(snapshot, ask.user)
+        row = snapshot.run.user_row(ask.user)
         if row is None and not events[ask.user] and not ask.history:
             dataset.user_rows([ask.user])  # raises, naming it
         if row is not None:
@@ -215,11 +216,6 @@ def history(snapshot: Snapshot, ask: Ask, events: dict[str, list[tuple[str, int]
 def _current(snapshot: Snapshot, rows: np.ndarray) -> list[int]:
     """Rows of the run's own sequences, where an item that was put anew has another row by now."""
     return [snapshot.rows[str(snapshot.ids[row])] for row in rows.tolist()]
-
-
-def _user_row(snapshot: Snapshot, user: str) -> int | None:
-    (row,) = snapshot.run.dataset.find_users([user])
-    return None if row < 0 else int(row)
 
 
 @dataclass
@@ -291,7 +287,7 @@ def _rank(snapshot: Snapshot, lists: list[_List]) -> None:
     if not lists:
         return
     pipeline, dataset = snapshot.run.pipeline, snapshot.run.dataset
-    found = (None if one.ask.user is None else _user_row(snapshot, one.ask.user) for one in lists)
+    found = (None if one.ask.user is None else snapshot.run.user_row(one.ask.user) for one in lists)
     users = np.array([-1 if row is None else row for row in found])
     own = np.where(users < 0, 0, dataset.sequences.lengths[np.maximum(users, 0)])
     shape = len(lists), max(len(one.rows) for one in lists)

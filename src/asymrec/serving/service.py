@@ -96,23 +96,29 @@ class Service:
         return [as_id(ids[int(row)].as_py()) for row in rows]
 
     def user(self, user: str) -> schemas.User:
-        snapshot, events = self.catalogue.snapshot, self.store.events_of([user])
+        snapshot = self.catalogue.snapshot
+        user = snapshot.run.user_key(user)
+        events = self.store.events_of([user])
         rows, times = history(snapshot, Ask(user, []), events)
         when = times.tolist() if times is not None else [None] * len(rows)
         past = [schemas.Past(item=snapshot.ids[row], title=snapshot.title(row), time=t) for row, t in zip(rows.tolist(), when)]
         return schemas.User(user=user, history=past, stored=sum(item in snapshot.rows for item, _ in events[user]))
 
     def forget(self, user: str) -> int:
+        user = self.catalogue.snapshot.run.user_key(user)
         deleted = self.store.forget(user)
         self.users.forget({user})
-        if not deleted and not self.users.events([user])[user] and self.catalogue.snapshot.run.dataset.find_users([user])[0] < 0:
+        if not deleted and not self.users.events([user])[user] and self.catalogue.snapshot.run.user_row(user) is None:
             raise UnknownIdError(f"unknown user id {user[:80]!r}")
         return deleted
 
     # The run folder and other servers
 
     def _watch(self) -> None:
-        self.catalogue.warm_up()
+        try:
+            self.catalogue.warm_up()
+        except Exception:  # the first new item will say what it is
+            log.exception("the text encoder is not read before the first new item")
         while not self.stopping.wait(self.settings.watch):
             try:
                 self.catalogue.follow()

@@ -32,7 +32,7 @@ from asymrec.models.base import read_manifest
 from asymrec.models.growing import Growing
 from asymrec.pipeline import Pipeline, is_pipeline, read_pipeline
 from asymrec.retrieval.exact import top_k
-from asymrec.serving.cells import as_id, cell, is_list
+from asymrec.serving.cells import UUID, as_column, as_id, cell, is_list
 
 SAME = 1e-3  # vectors, of about length 1, that differ by less are of one item: only what describes it has changed
 CHUNKS = 256  # pieces of the table that are put together again
@@ -55,9 +55,25 @@ class Run:
         """What its times and those of events are counted in; seconds where it has none."""
         return self.dataset.time_unit or "s"
 
+    @cached_property
+    def _span(self) -> tuple[int, int]:
+        """The first and the last of the run's own times."""
+        times = self.dataset.sequences.times
+        return (0, 0) if times is None or not len(times) else (int(times.min()), int(times.max()))
+
     def may_count(self, time: int) -> bool:
-        """Whether a number may be a time in the run's unit, by its size, as where tables are read."""
-        return unit_of(time) in (None, self.time_unit)
+        """Whether a number may be a time in the run's unit: by its size, as where tables are read, or by the run's own."""
+        return unit_of(time) in (None, self.time_unit) or self._span[0] <= time <= self._span[1]
+
+    def user_row(self, user: str) -> int | None:
+        """None for a user whom the run does not hold."""
+        (row,) = self.dataset.find_users([user])
+        return None if row < 0 else int(row)
+
+    def user_key(self, user: str) -> str:
+        """What events of a user are kept by: the id as the run writes it, which may be asked for in other writing (7.0 for 7)."""
+        row = self.user_row(user)
+        return user if row is None else str(as_id(self.dataset.user_ids[row].as_py()))
 
     @classmethod
     def load(cls, folder: str | Path) -> Run:
@@ -263,18 +279,22 @@ def _fits(table: pa.Table, condition: dict[str, Any]) -> np.ndarray:
     values = pc.list_flatten(column) if nested else column
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
+    held = values.type
+    if held == UUID:  # Arrow compares the bytes alone
+        values = values.cast(held.storage_type)
     fits = np.ones(len(values), bool)
     try:
         for wanted in ("any_of", "none_of"):
             if condition.get(wanted) is not None:
-                fits &= pc.is_in(values, value_set=_cells(condition[wanted], values.type)).fill_null(False).to_numpy()
+                fits &= pc.is_in(values, value_set=_cells(condition[wanted], held)).fill_null(False).to_numpy()
         for bound, compare in (("at_least", pc.greater_equal), ("at_most", pc.less_equal)):
             if condition.get(bound) is not None:
-                fits &= compare(values, _comparable(condition[bound], values.type)).fill_null(False).to_numpy()
+                fits &= compare(values, _comparable(condition[bound], held)).fill_null(False).to_numpy()
     except (pa.ArrowException, TypeError, ValueError, ArithmeticError):  # the last: too large for any number
         raise ConfigError(f"column '{name}' holds {kind}: it cannot be compared with what is given") from None
     if nested:
-        parents = pc.list_parent_indices(column).to_numpy()
+        counts = pc.list_value_length(column).fill_null(0).to_numpy()
+        parents = np.repeat(np.arange(len(column)), counts)
         fits = np.bincount(parents[fits], minlength=len(column)) > 0
     return ~fits if condition.get("none_of") is not None else fits
 
@@ -289,7 +309,7 @@ def _cells(given: list[Any], kind: pa.DataType) -> pa.Array:
             with suppress(pa.ArrowInvalid):  # 2.5 or 300 among whole numbers of 8 bits: no cell is that
                 found.append(comparable.cast(kind))
         return pa.array(found, kind)
-    return pa.array(given).cast(kind)
+    return as_column(given, kind).storage if kind == UUID else pa.array(given).cast(kind)
 
 
 def _comparable(value: Any, kind: pa.DataType) -> pa.Scalar:

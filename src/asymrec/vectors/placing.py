@@ -80,10 +80,9 @@ class Placer:
         rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), SAMPLE)).astype(int)]
         return (items.take(rows), vectors[rows]) if len(rows) else None
 
-    def _check(self) -> None:
+    def _check(self, items: pa.Table, vectors: np.ndarray) -> None:
         """Make the sample's vectors anew. Raises PlacingError: they are nowhere near those that the catalogue has, which therefore came
         from elsewhere."""
-        (items, vectors), self._known = self._known, None
         content = slice(0, self.width - self.config.collaborative)
         try:
             made, held = self._made(items)[:, content], vectors[:, content]
@@ -95,8 +94,9 @@ class Placer:
 
     def vectors(self, items: pa.Table) -> np.ndarray:
         """float32 [n, d] of new items, whose table has the columns of the catalogue's. Raises PlacingError: no text, no vector."""
-        if self._known is not None:
-            self._check()
+        known, self._known = self._known, None  # of several threads one may check
+        if known is not None:
+            self._check(*known)
         return self._made(items)
 
     def _made(self, items: pa.Table) -> np.ndarray:

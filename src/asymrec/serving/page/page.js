@@ -110,7 +110,8 @@ async function historyCodes() {
 // What is asked: a user as known, or what stands here, with its times where each has one.
 function asked() {
   if (state.user !== null) return { user: state.user };
-  const history = state.history.map((one) => one.item), times = state.history.map((one) => one.time);
+  const latest = state.history.slice(-1000); // as many as a request may have
+  const history = latest.map((one) => one.item), times = latest.map((one) => one.time);
   return times.every(Number.isFinite) ? { history, times } : { history };
 }
 
