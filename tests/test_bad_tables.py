@@ -31,9 +31,13 @@ from asymrec.errors import DataError
         ),
         ({name: [] for name in CLICKS}, ITEMS, "interactions: the table is empty"),
         (CLICKS, {name: [] for name in ITEMS}, "items: the table is empty"),
-        (CLICKS | {"user_id": [2, 1, None, None, 2]}, ITEMS, "interactions, column 'user_id', row 3: null id (2 of 5 rows)"),
-        (CLICKS | {"user_id": [2.0, 1.0, 1.0, 1.0, float("nan")]}, ITEMS, "interactions, column 'user_id', row 5: null id (1 of 5 rows)"),
-        (CLICKS | {"item_id": [None] * 5}, ITEMS, "interactions, column 'item_id', row 1: null id (5 of 5 rows)"),
+        (CLICKS | {"user_id": [2, 1, None, None, 2]}, ITEMS, "interactions, column 'user_id', row 3: null id (2 of 5 rows)" + OUT),
+        (
+            CLICKS | {"user_id": [2.0, 1.0, 1.0, 1.0, float("nan")]},
+            ITEMS,
+            "interactions, column 'user_id', row 5: null id (1 of 5 rows)" + OUT,
+        ),
+        (CLICKS | {"item_id": [None] * 5}, ITEMS, "interactions, column 'item_id', row 1: null id (5 of 5 rows)" + OUT),
         (CLICKS, ITEMS | {"item_id": [10, 20, None]}, "items, column 'item_id', row 3: null id (1 of 3 rows)"),
         (CLICKS | {"user_id": [[1]] * 5}, ITEMS, "interactions, column 'user_id': values of type list<item: int64> cannot be ids"),
         (

@@ -113,8 +113,15 @@ def test_times_are_counted_in_the_runs_unit(values, unit, found):
     if isinstance(found, list):
         assert times_in(unit, source, "times").tolist() == found
     else:
-        with pytest.raises(DataError, match=f"t, column 'times', row 1: {found}"):
+        with pytest.raises(DataError, match=rf"t, column 'times'(, row 1)?: {found}"):
             times_in(unit, source, "times")
+
+
+def test_what_is_read_is_not_written_over(run, tmp_path):
+    pq.write_table(pa.table({"user": ["u1"]}), tmp_path / "users.parquet")
+    done = here("batch", run, "users.parquet", "-o", "users.parquet", cwd=tmp_path)
+    assert done.returncode == 2 and "users.parquet is what is read" in done.stderr
+    assert pq.read_table(tmp_path / "users.parquet").column_names == ["user"]
 
 
 def test_unknown_users_may_get_empty_lists(run, tmp_path):

@@ -268,6 +268,17 @@ def test_recommend_prints_titles_and_never_what_was_seen(run, data):
     np.testing.assert_allclose([item["score"] for item in given["items"]], expected_scores, atol=1e-5)
 
 
+def test_what_is_not_there_is_told_as_what_it_may_be(run, tmp_path):
+    done = here("recommend", run, "--user", 7, "--only", "nofile.txt")
+    assert done.returncode == 2 and "unknown item id 'nofile.txt'" in done.stderr and "nor is there a file nofile.txt" in done.stderr
+    before = (run / "metrics.json").stat().st_mtime_ns
+    done = here("evaluate", run, "--against", tmp_path / "nowhere")
+    assert done.returncode == 2 and "there is no run folder" in done.stderr and (run / "metrics.json").stat().st_mtime_ns == before
+    (tmp_path / "ranker.json").write_text("{}")
+    assert "is a ranker, which `asymrec rank` reads" in here("recommend", tmp_path, "--user", 7).stderr
+    assert "setting 'fusion.parts': Input should be a list" in here("fit", tmp_path, "-o", tmp_path / "r", "--set", "parts=asymrec").stderr
+
+
 def test_recommend_with_lists(run, tmp_path):
     (tmp_path / "allowed.txt").write_text("110\n111\n112\n")
     options = ("--history", "110", "--only", tmp_path / "allowed.txt", "--json")

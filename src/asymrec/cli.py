@@ -160,8 +160,10 @@ def evaluate(
 ) -> None:
     """Evaluate RUN again, and rewrite its metrics.json and report.html."""
     from asymrec.progress import Progress
-    from asymrec.runs import compare_runs, evaluate_run
+    from asymrec.runs import compare_runs, evaluate_run, read_facts
 
+    if against is not None:
+        read_facts(against)  # before what takes minutes
     with Progress() as progress:
         facts = evaluate_run(run, progress, on=on)
     compared = compare_runs(run, against) if against else []

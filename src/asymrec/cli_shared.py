@@ -70,12 +70,19 @@ def own_ids(dataset: Any, noun: str, texts: list[str]) -> list[Any]:
 
 def asked_ids(dataset: Any, user: list[str] | None, history: list[str] | None, only: list[str] | None, exclude: list[str] | None) -> tuple:
     """What these options name, in the data's own ids: users, histories, only, exclude; None where one is not given."""
-    allowed, denied = (
-        None if given is None else own_ids(dataset, "item", [each for part in given for each in listed_ids(part)])
-        for given in (only, exclude)
-    )
+    allowed, denied = (None if given is None else _listed(dataset, given) for given in (only, exclude))
     users = None if user is None else own_ids(dataset, "user", user)
     return users, None if history is None else [own_ids(dataset, "item", split_ids(given)) for given in history], allowed, denied
+
+
+def _listed(dataset: Any, given: list[str]) -> list[Any]:
+    """What `--only` or `--exclude` names. Raises UnknownIdError."""
+    found = [(part, listed_ids(part)) for part in given]
+    try:
+        return own_ids(dataset, "item", [each for _, ids in found for each in ids])
+    except UnknownIdError as error:
+        alone = next((part for part, ids in found if ids == [part] and (Path(part).suffix or Path(part).name != part)), None)
+        raise UnknownIdError(f"{error}; nor is there a file {alone}" if alone and not Path(alone).is_file() else str(error)) from None
 
 
 def asked_times(dataset: Any, history: list[str] | None, times: list[str] | None) -> list[list[int]] | None:

@@ -286,7 +286,9 @@ class Recipe(Section):
             return cls.model_validate(tree)
         except ValidationError as error:
             first = error.errors()[0]
-            raise ConfigError(f"setting '{'.'.join(map(str, first['loc']))}': {first['msg']} (got {first['input']!r})") from None
+            raise ConfigError(
+                f"setting '{'.'.join(map(str, first['loc']))}': {first['msg'].replace('a valid tuple', 'a list')} (got {first['input']!r})"
+            ) from None
 
     @classmethod
     def read(cls, path: str | Path | None, **settings: Any) -> Recipe:

@@ -29,6 +29,7 @@ NAMES = {
 _LEAST = {"ns": 1e17, "us": 1e14, "ms": 1e11, "s": 1e8}  # numbers from here on are times of our days in that unit
 _DATES = [(19000101 * 10**more, 21001231 * 10**more + 10**more - 1) for more in (0, 4, 6)]  # as whole numbers, with the time of day or not
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # units of time
+LEFT_OUT = "; `drop_incomplete` leaves such rows out"
 _NOTHING = ("", "null", "none", "nan", "nat", "n/a", "\\n", None)
 _WORDS = {"user": "user id", "item": "item id", "time": "timestamp", "position": "position"}
 
@@ -52,9 +53,10 @@ def find_column(source: Source, role: str, named: str | None = None, required: b
     return None
 
 
-def id_keys(source: Source, column: str) -> pa.Array:
+def id_keys(source: Source, column: str, hint: str = "") -> pa.Array:
     """The ids of a column in the form they are compared in: int64, large_string or large_binary, never null.
 
+    hint: what to do about a null.
     Raises DataError: a null id (first row and how many), a type that cannot be an id.
     """
     values = source.table[column]
@@ -63,7 +65,7 @@ def id_keys(source: Source, column: str) -> pa.Array:
     except (pa.ArrowException, TypeError):
         raise source.error(f"values of type {values.type} cannot be ids", column) from None
     if keys.null_count:
-        raise source.error(f"null id ({_count(keys.null_count, len(keys))})", column, first_true(keys.is_null()))
+        raise source.error(f"null id ({_count(keys.null_count, len(keys))}){hint}", column, first_true(keys.is_null()))
     return keys
 
 
@@ -144,7 +146,7 @@ def read_positions(source: Source, column: str) -> np.ndarray:
     if pa.types.is_floating(values.type):
         values = _known(values)
     if values.null_count:
-        told = f"null position ({_count(values.null_count, len(values))}); `drop_incomplete` leaves such rows out"
+        told = f"null position ({_count(values.null_count, len(values))}){LEFT_OUT}"
         raise source.error(told, column, first_true(values.is_null()))
     return values.cast(pa.float64() if pa.types.is_floating(values.type) else pa.int64()).to_numpy()
 
@@ -246,7 +248,7 @@ def _spelled(source: Source, column: str) -> pa.ChunkedArray:
 
 def null_times(source: Source, column: str, null: np.ndarray) -> DataError:
     """The error for the first null time."""
-    told = f"null timestamp ({_count(int(null.sum()), len(null))}); `drop_incomplete` leaves such rows out"
+    told = f"null timestamp ({_count(int(null.sum()), len(null))}){LEFT_OUT}"
     return source.error(told, column, int(null.argmax()))
 
 

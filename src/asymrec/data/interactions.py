@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from asymrec.data.columns import common_keys, find_column, id_keys, no_value, null_times, read_positions, read_times
+from asymrec.data.columns import LEFT_OUT, common_keys, find_column, id_keys, no_value, null_times, read_positions, read_times
 from asymrec.data.ids import Ids
 from asymrec.data.sequences import Sequences
 from asymrec.data.tables import Source
@@ -45,7 +45,7 @@ def read_interactions(source: Source, items: Ids, items_name: str, columns: dict
     source = source.of_ids(user)
     if drop["incomplete"]:
         source = _complete(source, used, notes)
-    user_keys = id_keys(source, user)
+    user_keys = id_keys(source, user, LEFT_OUT)
     item_rows = _item_rows(source, item, items)
 
     known = item_rows >= 0
@@ -111,7 +111,7 @@ def read_interactions(source: Source, items: Ids, items_name: str, columns: dict
 
 
 def _item_rows(source: Source, column: str, items: Ids) -> np.ndarray:
-    keys, theirs = common_keys(id_keys(source, column), items.keys)
+    keys, theirs = common_keys(id_keys(source, column, LEFT_OUT), items.keys)
     if theirs is not items.keys and len(pc.unique(known := theirs.drop_null())) < len(known):
         raise source.error("holds bytes, which the item table writes as text, some of them in two ways", column)
     return (items if theirs is items.keys else Ids(items.values, items.noun, theirs)).find(keys)

@@ -349,6 +349,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise RunError(f"{folder} is a pipeline, which `asymrec pipeline` reads; its run is {folder / 'retrieval'}")
         if (folder / "checkpoint").exists() or (folder / "config.yaml").exists():
             raise RunError(f"the run in {folder} is not finished: go on with `asymrec fit DATA -o {folder} --resume`")
+        if (folder / "ranker.json").exists():
+            raise RunError(f"{folder} is a ranker, which `asymrec rank` reads: it orders items and retrieves none")
         raise RunError(f"{folder} is not a run folder: it has no manifest.json")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))

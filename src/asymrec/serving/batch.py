@@ -186,6 +186,8 @@ def write_lists(run: str | Path, source: Path, output: Path, k: int = 10, exclud
     Raises DataError, which names the file, and for an id or a time its column and row; RunError.
     """
     with _opened(source) as file:
+        if output.exists() and output.samefile(source):
+            raise RunError(f"{output} is what is read: name another file for the lists")
         place = Source(str(source), file.schema_arrow.empty_table())
         column = wanted(place)
         lists, done = Lists(run, column, k, exclude_seen), 0
