@@ -10,6 +10,8 @@ from asymrec.config import DataConfig
 from asymrec.data import Dataset
 from asymrec.errors import DataError
 
+OUT = "; `drop_incomplete` leaves such rows out"
+
 
 @pytest.mark.parametrize(
     ("clicks", "items", "message"),
