@@ -135,7 +135,8 @@ def agrees(plan: Plan, cell: Cell, record: dict[str, Any], recipe: dict[str, Any
         settings = record["settings"] == json.loads(json.dumps(cell.settings))
     else:
         now = cell.recipe().model_dump(mode="json")
-        settings = _agree(recipe, now, {leaf: value for leaf, value in Recipe.before().items() if leaf in cell.entry.uses()})
+        used = cell.entry.uses()
+        settings = _agree(recipe, now, {leaf: value for leaf, value in Recipe.before().items() if leaf in used})
     kept = record.get("fingerprint")
     limit = record["state"] != "stopped" or record["minutes"] == plan.tuning.minutes
     return record["model"] == cell.entry.model and settings and limit and (kept is None or fingerprint_of(plan, cell) in (None, kept))

@@ -27,7 +27,8 @@ NAMES = {
     "position": ("position", "pos", "rank_in_session", "position_in_session", "sequence_position", "seq_pos"),
 }
 _LEAST = {"ns": 1e17, "us": 1e14, "ms": 1e11, "s": 1e8}  # numbers from here on are times of our days in that unit
-_DATES = [(19000101 * 10**more, 21001231 * 10**more + 10**more - 1) for more in (0, 4, 6)]  # as whole numbers, with the time of day or not
+_FIRST, _LAST = 19000101, 21001231  # of the whole numbers that may be dates
+_DATES = [(_FIRST * 10**more, (_LAST + 1) * 10**more - 1) for more in (0, 4, 6)]  # with the time of day or not
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # units of time
 LEFT_OUT = "; `drop_incomplete` leaves such rows out"
 _NOTHING = ("", "null", "none", "nan", "nat", "n/a", "\\n", None)
@@ -297,15 +298,15 @@ def _from_floats(source: Source, column: str, values: np.ndarray) -> tuple[np.nd
 def _dates(values: np.ndarray) -> np.ndarray | None:
     """Seconds since 1970 of whole numbers that are all written as dates of 1900 to 2100, such as 20240531, or with the time of day,
     202405311230 or 20240531123000; None where one is not, and where there is but one date without a time, which may be any number."""
-    if not len(values) or values.min() == values.max() <= 21001231:
+    if not len(values) or values.min() == values.max() <= _LAST:
         return None
     clock = np.zeros(len(values), np.int64)
     for digits in (6, 4):  # of the time of day
-        if values.min() >= 19000101 * 10**digits:
+        if values.min() >= _FIRST * 10**digits:
             values, clock = values // 10**digits, values % 10**digits * 100 ** (3 - digits // 2)
             break
     hour, minute, second = clock // 10_000, clock // 100 % 100, clock % 100
-    if hour.max() > 23 or minute.max() > 59 or second.max() > 60 or values.min() < 19000101 or values.max() > 21001231:
+    if hour.max() > 23 or minute.max() > 59 or second.max() > 60 or values.min() < _FIRST or values.max() > _LAST:
         return None
     clock = hour * 3600 + minute * 60 + second
     year, month, day = values // 10_000, values // 100 % 100, values % 100

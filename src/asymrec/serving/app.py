@@ -150,13 +150,12 @@ def _events(app: FastAPI, service: Service) -> None:
     async def post_events(given: schemas.EventsIn) -> Any:
         """Store what users did. When this answers 201 the events are on the disk, and in the users' histories."""
         snapshot = service.catalogue.snapshot
-        unit = snapshot.run.time_unit
-        when = now() * PER_SECOND[unit] // 1000
+        when = now() * PER_SECOND[snapshot.run.time_unit] // 1000
         events = []
         for number, event in enumerate(given.events, 1):
             snapshot.row(event.item)
-            if event.time is not None and not snapshot.run.may_count(event.time):
-                raise DataError(f"event {number}: time {event.time} is not in the run's unit, {unit} (since 1970)")
+            if event.time is not None:
+                snapshot.run.check_time(event.time, f"event {number}: time")
             events.append(
                 Event(snapshot.run.user_key(str(event.user)), str(event.item), when if event.time is None else event.time, event.id)
             )

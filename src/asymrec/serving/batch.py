@@ -53,7 +53,7 @@ class Lists:
     def __call__(self, lines: pa.Table) -> pa.Table:
         known, unknown = sort_out(self.model.dataset, self.column, lines[self.column])
         if self.column == HISTORY:
-            ids, scores = self._of_histories(known, taken(Source(HISTORY, lines), lines, unknown, self.model.dataset.time_unit))
+            ids, scores = self._of_histories(known, times_of(Source(HISTORY, lines), lines, unknown, self.model.dataset.time_unit))
         else:
             answers = zip(*self._lists(users=[user for each in known for user in each]))
             found = [next(answers) if each else ([], []) for each in known]
@@ -114,7 +114,7 @@ def sort_out(dataset: Dataset, column: str, cells: pa.Array | pa.ChunkedArray) -
     return known, unknown
 
 
-def taken(
+def times_of(
     source: Source, lines: pa.Table, unknown: list[tuple[int, int, Any]], unit: str | None, before: int = 0
 ) -> list[list[int] | None]:
     """When the items of each line's history, but for the unknown ones, were taken, in the run's unit; None where that is not said.
@@ -125,17 +125,17 @@ def taken(
     if TIMES not in lines.column_names or pa.types.is_null(lines[TIMES].type):
         return [None] * len(lines)
     cells = lines[TIMES].combine_chunks()
-    counts, items = (pc.list_value_length(each).to_pylist() for each in (cells, lines[HISTORY]))
-    for line, (count, wanted_count) in enumerate(zip(counts, items)):
-        if count is not None and count != (wanted_count or 0):
-            raise source.error(f"{count} times for a history of {wanted_count or 0} items", TIMES, before + line)
+    counts, lengths = pc.list_value_length(cells).to_pylist(), pc.list_value_length(lines[HISTORY]).fill_null(0).to_pylist()
+    for line, (count, length) in enumerate(zip(counts, lengths)):
+        if count not in (None, length):
+            raise source.error(f"{count} times for a history of {length} items", TIMES, before + line)
 
     def read(values: pa.Array) -> np.ndarray:
         return times_in(unit, Source("", pa.table({TIMES: values})), TIMES)
 
     try:
         flat = read(cells.flatten())
-    except DataError:  # of one line, or the lines differ in what they count
+    except DataError:  # of one line, which is to be told; or the lines' texts are of several forms
         parts = [np.empty(0, np.int64)]
         for line, cell in enumerate(cells):
             try:
@@ -158,7 +158,7 @@ def look_up(file: pq.ParquetFile, source: Source, column: str, dataset: Dataset,
     """Whether the data set holds every id of the column, and times beside it are such. Returns what is to be told of those that lists are
     made without, if any.
 
-    Raises DataError at the first that it does not hold, unless `drop_unknown`, and as `taken`.
+    Raises DataError at the first that it does not hold, unless `drop_unknown`, and as `times_of`.
     """
     noun = "item" if column == HISTORY else "user"
     read = ids = lines = 0
@@ -169,7 +169,7 @@ def look_up(file: pq.ParquetFile, source: Source, column: str, dataset: Dataset,
             line, _, own = unknown[0]
             told = f"null {noun} id" if own is None else f"unknown {noun} id {own!r}"
             raise source.error(f"{told}; --drop-unknown goes on without", column, read + line)
-        taken(source, pa.Table.from_batches([piece]), unknown, dataset.time_unit, read)
+        times_of(source, pa.Table.from_batches([piece]), unknown, dataset.time_unit, read)
         read, ids, lines = read + len(piece), ids + len(unknown), lines + len({line for line, *_ in unknown})
     if not ids:
         return None

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from asymrec.data import Sequences
-from asymrec.errors import AsymrecError, DataError, RunError
+from asymrec.errors import AsymrecError, RunError
 from asymrec.models.base import SCORES_AT_ONCE
 from asymrec.retrieval.exact import top_k
 from asymrec.serving.metrics import Metrics
@@ -192,8 +192,7 @@ def history(snapshot: Snapshot, ask: Ask, events: dict[str, list[tuple[str, int]
     """
     dataset, rows, times = snapshot.run.dataset, [], [] if not ask.history or ask.times is not None else None
     for when in ask.times or []:
-        if not snapshot.run.may_count(when):
-            raise DataError(f"times: {when} is not in the run's unit, {snapshot.run.time_unit} (since 1970)")
+        snapshot.run.check_time(when, "times:")
     if ask.user is not None:
         stored = [(snapshot.rows[item], when) for item, when in events[ask.user] if item in snapshot.rows]
         row = snapshot.run.user_row(ask.user)

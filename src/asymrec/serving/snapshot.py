@@ -25,7 +25,7 @@ import torch
 from asymrec.data import Dataset
 from asymrec.data.columns import unit_of
 from asymrec.data.dataset import item_titles
-from asymrec.errors import ConfigError, PlacingError, UnknownIdError
+from asymrec.errors import ConfigError, DataError, PlacingError, UnknownIdError
 from asymrec.files import checksum
 from asymrec.models import Recommender
 from asymrec.models.base import read_manifest
@@ -64,6 +64,11 @@ class Run:
     def may_count(self, time: int) -> bool:
         """Whether a number may be a time in the run's unit: by its size, as where tables are read, or by the run's own."""
         return unit_of(time) in (None, self.time_unit) or self._span[0] <= time <= self._span[1]
+
+    def check_time(self, time: int, what: str) -> None:
+        """Raises DataError, which begins with `what`: not a time in the run's unit."""
+        if not self.may_count(time):
+            raise DataError(f"{what} {time} is not in the run's unit, {self.time_unit} (since 1970)")
 
     def user_row(self, user: str) -> int | None:
         """None for a user whom the run does not hold."""
